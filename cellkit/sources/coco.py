@@ -25,7 +25,15 @@ from cellkit.errors import UserError, counted, readable
 from cellkit.files import decoded
 from cellkit.formats.coco_dialects import crowd_of, key_of, to_plain
 from cellkit.log import LOG
-from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, list_files, listed_ends, may_be_named
+from cellkit.microscope.folders import (
+    IMAGE_SUFFIXES,
+    Folders,
+    check_inside,
+    folders_of,
+    list_files,
+    listed_ends,
+    may_be_named,
+)
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import MOST_NAMED, leftovers
 from cellkit.sources.listing import (
@@ -47,6 +55,9 @@ HEAD_BYTES = 65_536
 
 
 COCO_KEY = re.compile(r'"(images|annotations|categories|shapes)"\s*:')  # "shapes" is LabelMe's
+
+
+NUMBER = re.compile(r"\d+|\w$")  # what tells folders of a series apart, the last letter too
 
 
 def detect(root: Path) -> bool:
@@ -218,8 +229,10 @@ class _Pictures:
     def __init__(self, root: Path, sheets: Sequence[Sheet]):
         self.root = root
         self.by_name = groupby(list_files(root, IMAGE_SUFFIXES, keep_labels=True), lambda path: plain(path.name))
-        names = (readable(str(entry.get("file_name") or "")) for sheet in sheets for entry in sheet.images)
+        names = [readable(str(entry.get("file_name") or "")) for sheet in sheets for entry in sheet.images]
         self.listed = listed_ends(names)
+        self.renamed = self._renamed(names)
+        self.told: set[str] = set()
 
     def find(self, named: str, sheet: Path, split: str = "") -> Path:
         """Return the one picture, of several that in folders of the file's `split`; raises where that leaves none or several."""
@@ -233,11 +246,14 @@ class _Pictures:
             if ending:
                 break
         ending = ending or [path for path in found if self._may_be(path, named, sheet.parent)]
+        ending = ending or self._in_renamed(found, plain(named).rpartition("/")[0], sheet)
         if len(ending) > 1 and split:  # instances_train.json and images/train/
             own = [p for p in ending if split_of_folders(p.relative_to(self.root).parts[:-1]) == split]
             ending = own or ending
         if len(ending) != 1:
             problem = f"is {len(ending)} pictures, e.g. {ending[0]}, {ending[1]}" if ending else "is not there"
+            if found and not ending:
+                problem += f"; {found[0].relative_to(self.root).as_posix()} is, in another folder"
             raise UserError(f"{named} of {sheet.name} {problem}", "put each picture where the COCO file says it is")
         return ending[0]
 
@@ -245,6 +261,51 @@ class _Pictures:
         """Whether folders leave open that `path` is `named`, and no other picture that the files name."""
         places = [path.relative_to(base).as_posix() for base in (self.root, beside) if path.is_relative_to(base)]
         return any(may_be_named(named, there, self.listed) for there in places)
+
+    def _renamed(self, names: Sequence[str]) -> dict[str, Path]:
+        """Return {folder that the files name: folder that holds all of its pictures and no other}, where no name comes twice.
+
+        The folder here is none that the files name besides.
+        """
+        entries = [plain(name).rpartition("/")[::2] for name in names]
+        uses = Counter(file for _, file in entries)
+        here = Counter(path.parent for paths in self.by_name.values() for path in paths)
+        by_folder = groupby(entries, 0, 1)
+        ends = {end for folder in by_folder for end in _ends(folder)}
+        found = {}
+        for folder, files in by_folder.items():
+            is_whole = all(uses[file] == 1 == len(self.by_name.get(file, ())) for file in files)
+            homes = {self.by_name[file][0].parent for file in files} if folder and is_whole else ()
+            if len(homes) == 1 and here[home := homes.pop()] == len(files):
+                there = plain(home.relative_to(self.root).as_posix())
+                if there not in ends and not any(end in by_folder for end in _ends(there)):
+                    found[folder] = home
+        return found
+
+    def _in_renamed(self, found: list[Path], folder: str, sheet: Path) -> list[Path]:
+        """Return the picture of a folder that has another name here, and say so once."""
+        said = folders_of((sheet.parent.relative_to(self.root) / folder / sheet.name).as_posix())
+        ending = [path for path in found if path.parent == self.renamed.get(folder)]
+        ending = [path for path in ending if not _are_apart(said, folders_of(path.relative_to(self.root).as_posix()))]
+        if ending and folder not in self.told:
+            self.told.add(folder)
+            there = ending[0].parent.relative_to(self.root).as_posix()
+            LOG.warning(
+                f"the COCO file's folder {folder} is taken for {there}, which holds the same names and no other"
+            )
+        return ending
+
+
+def _ends(folder: str) -> list[str]:
+    parts = folder.split("/")
+    return ["/".join(parts[k:]) for k in range(len(parts))]
+
+
+def _are_apart(one: Folders, other: Folders) -> bool:
+    """Tell whether two folders are of two splits, or differ as plate1 and plate2 do: neither is the other renamed."""
+    pairs = [(a, b) for a in one.names for b in other.names if NUMBER.sub("#", a) == NUMBER.sub("#", b)]
+    is_same = one.names[-1:] == other.names[-1:]
+    return is_same or any(a != b for a, b in pairs) or bool(one.split and other.split and one.split != other.split)
 
 
 class _Listed(NamedTuple):

@@ -29,7 +29,7 @@ def test_images_of_one_name_in_two_folders_stay_two(tmp_path):  # fault 23
         (["plate1/f.png", "plate2/f.png"], ["plate1_f"]),
         (["test/f.png"], []),
         (["D:\\data\\plate1\\f.png"], ["plate1_f"]),
-        (["/home/me/plate1/f.png", "/home/me/plate2/f.png"], ["plate1_f"]),
+        (["/other/set/plate1/f.png", "/other/set/plate2/f.png"], ["plate1_f"]),
         (["images/plate1/f.png"], ["plate1_f"]),
         (["train/f.png"], ["plate1_f"]),
         (["f.png"], ["plate1_f"]),
@@ -83,3 +83,49 @@ def test_the_group_may_be_in_the_path_of_the_file_that_lists_the_image(tmp_path,
     file = sheet.format("donorA")
     with pytest.raises(UserError, match=f"fits 0 of 6 images, not e.g. 'images/A0.png' or '{file}' or 'A0'"):
         listed(tmp_path, config("coco", split_by="group", group_from="(?P<group>plate)"))
+
+
+@pytest.mark.parametrize(
+    ("named", "there"), [("raw_data/exp7", "pics"), ("data", "originals"), ("subset1", "images/default")]
+)
+def test_a_folder_that_has_another_name_here_is_taken_where_it_is_the_same_as_a_whole(tmp_path, capsys, named, there):
+    for name in (f"{there}/0.png", f"{there}/1.png", "more/2.png"):
+        picture(tmp_path / name)
+    images = [image(k, name) for k, name in enumerate((f"{named}/0.png", f"{named}/1.png", "more/2.png"))]
+    save(tmp_path / "annotations" / "all.json", images, [cell(0), cell(1), cell(1)])
+    items = [item for item in listed(tmp_path, config("coco")).values() if item.files]
+    assert [item.files[0] for item in items[:2]] == [tmp_path / there / f"{k}.png" for k in (0, 1)]
+    assert [len(item.load().instances) for item in items] == [1, 2, 0]
+    assert capsys.readouterr().err.count(f"folder {named} is taken for {there}, which holds") == 1
+
+
+@pytest.mark.parametrize(
+    ("named", "there"),
+    [
+        (["plate2/f.png"], ["plate1/f.png"]),
+        (["plate2/f.png", "plate1/g.png"], ["plate1/f.png"]),
+        (["plate2/f.png", "plate1/f.png"], ["other/f.png"]),
+        (["data/f.png"], ["originals/f.png", "originals/g.png"]),
+        (["data/f.png", "data/g.png"], ["originals/f.png"]),
+        (["data/f.png", "data/g.png"], ["a/f.png", "b/g.png"]),
+        (["data/f.png", "originals/g.png"], ["originals/f.png"]),
+        (["data/f.png", "D:/set/originals/g.png"], ["originals/f.png"]),
+        (["data/f.png", "g.png"], ["originals/f.png", "originals/g.png"]),
+        (["data/f.png"], ["originals/f.png", "more/f.png"]),
+        (["train/data/f.png"], ["test/originals/f.png"]),
+        (["donorA/data/f.png"], ["donorB/originals/f.png"]),
+    ],
+)
+def test_a_picture_of_another_folder_is_not_taken_and_named(tmp_path, named, there):
+    for name in there:
+        picture(tmp_path / name)
+    save(tmp_path / "all.json", [image(k, name) for k, name in enumerate(named)], [cell(0)])
+    item, *_ = listed(tmp_path, config("coco")).values()
+    with pytest.raises(UserError, match=f"{named[0]} of all.json is not there; .*f.png is, in another folder"):
+        item.load()
+
+
+def test_a_folder_beside_a_file_is_not_that_of_another_plate(tmp_path):
+    picture(tmp_path / "plate2" / "originals" / "f.png")
+    save(tmp_path / "plate1" / "all.json", [image(1, "data/f.png")], [cell(1)])
+    assert not any(item.files for item in listed(tmp_path, config("coco")).values() if not item.is_left)
