@@ -26,7 +26,7 @@ from cellkit.sources.listing import (
     known_class,
     only_class,
 )
-from cellkit.sources.loading import about_folders, load_picture
+from cellkit.sources.loading import about_annotated, load_picture
 from cellkit.sources.own_split import split_word
 from cellkit.sources.source_tables import header_of, read_table
 from cellkit.sources.voc import BOX_COLUMNS, Box, _with_boxes
@@ -49,7 +49,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
 
     The numbers are edges from the upper left corner of the image: fractions of its width and height, or px. Which of the
     two, ``config.box_units`` says; else `units_of` tells it from all numbers of the table, or refuses. A column ``split``
-    is the split of its images, before the folder of a picture; its other folders are the group.
+    is the split of its images, before the folder of a picture; by group, its other folders are the group.
     """
     root = Path(root)
     path = find_table(root)
@@ -68,7 +68,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
             loader = partial(_load_boxed, root, picture, boxes, units, config)
         source = picture.relative_to(root).as_posix() if picture else name
         source += f", boxes in {units}" if boxes is not None else ""
-        about = about_folders(picture.relative_to(root).parts[:-1] if picture else (), config)
+        about = about_annotated(picture.relative_to(root).parts[:-1] if picture else (), config)
         split = split_of.get(key, "") or about["split"]
         used = (picture,) if picture else ()
         line = only_class(config) or MIXED

@@ -46,7 +46,7 @@ from cellkit.sources.listing import (
     known_class,
     only_class,
 )
-from cellkit.sources.loading import about_folders, check_shape, load_picture, noted, proposals_are_no_truth
+from cellkit.sources.loading import about_annotated, check_shape, load_picture, noted, proposals_are_no_truth
 from cellkit.sources.own_split import split_word
 
 ORDER = 70
@@ -69,9 +69,9 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """COCO files (``*.json``) and the pictures they name, which lie anywhere below the folder.
 
     A file called after train, val or test, or in a folder called so, is that split; else the ``split`` (``subset``, ``set``)
-    of an image, else the folder of the picture; its other folders are the group. Classes go by the names of the categories.
-    Files that cellkit wrote bring back cell type, group and split. A file with boxes and no masks gives boxes. Crowd regions and
-    objects of a category "ignore" are not annotated.
+    of an image, else the folder of the picture; by group, its other folders are the group. Classes go by the names of the
+    categories. Files that cellkit wrote bring back cell type, group and split. A file with boxes and no masks gives boxes. Crowd
+    regions and objects of a category "ignore" are not annotated.
     """
     root = Path(root)
     listed: list[_Listed] = []
@@ -341,7 +341,7 @@ def _coco_image(
     parts = [part for part in named.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     *folders, name = parts or [f"{sheet.path.stem}_{entry.get('id')}"]
     split = split or split_of_folders(folders)
-    group = group or (about_folders(folders, config)["group"] if files and line is None else "")
+    group = group or (about_annotated(folders, config)["group"] if files and line is None else "")
     image_id = image_id_of("/".join([*(part for part in folders if part.lower() != "images"), name]))
     source = f"{sheet.path.relative_to(root).as_posix()} image {entry.get('id')}: {named}"
     own_id = stem_of(Path(name)) if parts else ""

@@ -26,7 +26,7 @@ from cellkit.microscope.pictures import open_picture
 from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import Convert, Loaded, SourceImage, class_id_of, known_class, only_class
-from cellkit.sources.loading import about_folders, refuse_frames
+from cellkit.sources.loading import about_annotated, refuse_frames
 
 ORDER = 120
 
@@ -44,9 +44,10 @@ def classes(root: Path) -> set[str]:
 def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     """labelme JSON files: a picture, and a mask or polygon per object with its label; overlapping masks are kept.
 
-    Folders train, val and test are the split, other folders the group. Where there is no test folder, ``config.split.test`` is
-    the share of the training images that becomes test. Labels become classes by name or by ``config.class_names``; null there
-    keeps the object with class 0 (unknown). Shapes of the label "ignore", rectangles too, say what is not annotated.
+    Folders train, val and test are the split; by group, other folders are the group. Where there is no test folder,
+    ``config.split.test`` is the share of the training images that becomes test. Labels become classes by name or by
+    ``config.class_names``; null there keeps the object with class 0 (unknown). Shapes of the label "ignore", rectangles too, say
+    what is not annotated.
     """
     root = Path(root)
     files = list_files(root, (".json",))
@@ -54,7 +55,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     items = []
     for path in files:
         relative = path.relative_to(root)
-        about = about_folders(relative.parts[:-1], config)
+        about = about_annotated(relative.parts[:-1], config)
         line, source = only_class(config) or MIXED, relative.as_posix()
         image_id, used = image_id_of(source), (path, *_pictures_of(path))
         loader = partial(_load_labelme, root, path, config)

@@ -353,6 +353,15 @@ def about_folders(folders: Sequence[str], config: ConvertConfig) -> dict[str, st
     return {"cell_type": cell_type_of(folders, config), "group": "/".join(other), "split": split}
 
 
+def about_annotated(folders: Sequence[str], config: ConvertConfig) -> dict[str, str]:
+    """Return what `about_folders` does, for annotations in files of their own: a group only where the split goes by group.
+
+    Folders there may be mere batches, and groups are counted in place of images where models are compared.
+    """
+    about = about_folders(folders, config)
+    return about if config.split_by == "group" else about | {"group": ""}
+
+
 def resolved(find: Callable[[], Label | Path | None]) -> tuple[Callable, tuple[Path, ...]]:
     """Return what gives the label image that `find()` finds now, or raises what it raises now, and the files of it."""
     try:

@@ -34,7 +34,7 @@ from cellkit.sources.listing import (
     loader_of_several,
     only_class,
 )
-from cellkit.sources.loading import about_folders, load_picture
+from cellkit.sources.loading import about_annotated, load_picture
 from cellkit.sources.own_split import read_split_lists, split_lists
 
 ORDER = 30
@@ -63,7 +63,8 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     ``train.txt``, ``val.txt`` and ``test.txt`` (in the folder or in ``ImageSets/Main``) are the split; an image in none of
     them is left out of it; ``trainval.txt`` is the training images that ``val.txt`` does not name. Where there is no list of
     validation or of test images, their share of ``config.split`` is taken from the training images. Without a folder
-    ``Annotations`` the files lie beside their pictures (``train/a.xml``, ``train/a.jpg``), whose folders tell split and group.
+    ``Annotations`` the files lie beside their pictures (``train/a.xml``, ``train/a.jpg``), whose folders tell the split and,
+    by group, the group.
     """
     root = Path(root)
     folder = _voc_folder(root)
@@ -74,7 +75,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
         found = files.get(stem, [])
         path = next(iter(found), None)
         folders = path.relative_to(root).parts[:-1] if path else ()
-        about = about_folders([part for part in folders if plain(part) != "annotations"], config)
+        about = about_annotated([part for part in folders if plain(part) != "annotations"], config)
         split = split_of.get(stem, UNUSED) if split_of else about["split"]
         boxes = _read_voc_safely(root, path) if len(found) == 1 else None
         for box in boxes or ():

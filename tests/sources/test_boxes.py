@@ -240,16 +240,16 @@ def test_folders_tell_the_split_and_names_may_be_spelled_otherwise(tmp_path):
         assert all(len(item.load().instances) == 1 for item in items.values())
 
 
-def test_other_folders_are_the_group(tmp_path):
+def test_other_folders_are_the_group_of_a_split_by_group(tmp_path):
     for donor in ("donor1", "donor2"):
         picture(tmp_path / "csv" / "train" / donor / f"{donor}.png")
         voc(tmp_path / "voc" / donor, donor, ("RBC", 2, 2, 9, 9), image=False)
         picture(tmp_path / "voc" / donor / "images" / f"{donor}.png")
     table(tmp_path / "csv", [(k, f"donor{k}.png", 1, 1, 9, 9, "RBC") for k in (1, 2)])
     for source, root in (("box_csv", "csv"), ("voc", "voc")):
-        assert {name: item.group for name, item in listed(tmp_path / root, config(source)).items()} == {
-            "donor1": "donor1", "donor2": "donor2",
-        }  # fmt: skip
+        for by, wanted in (("group", ["donor1", "donor2"]), ("image", ["", ""])):
+            items = listed(tmp_path / root, config(source, split_by=by))
+            assert list(items) == ["donor1", "donor2"] and [item.group for item in items.values()] == wanted
 
 
 def test_all_rows_of_a_picture_count_however_they_spell_its_name(tmp_path):

@@ -72,6 +72,20 @@ def test_pictures_of_one_name_belong_to_the_file_of_their_split(tmp_path):
         [item.load() for item in listed(tmp_path, config("coco")).values()]
 
 
+def test_batches_are_no_groups_unless_the_split_goes_by_group_or_the_file_says_so(tmp_path):
+    names = [f"batch{k % 2}/{k}.png" for k in range(4)]
+    images = [image(k, picture(tmp_path / name).relative_to(tmp_path).as_posix()) for k, name in enumerate(names)]
+    images[3]["group"] = "donor1"
+    save(tmp_path / "all.json", images, [cell(0)])
+    assert [item.group for item in listed(tmp_path, config("coco")).values()] == ["", "", "", "donor1"]
+    by_group = listed(tmp_path, config("coco", split_by="group"))
+    assert {name: item.group for name, item in by_group.items()} == {
+        "batch0_0": "batch0", "batch1_1": "batch1", "batch0_2": "batch0", "batch1_3": "donor1",
+    }  # fmt: skip
+    ruled = listed(tmp_path, config("coco", group_from="(?P<group>batch[01])"))
+    assert {item.group for item in ruled.values()} == {"batch0", "batch1"}
+
+
 @pytest.mark.parametrize("sheet", ["{}.json", "{}/all.json"])
 def test_the_group_may_be_in_the_path_of_the_file_that_lists_the_image(tmp_path, sheet):
     donors = ("donorA", "donorB", "donorC")

@@ -57,11 +57,12 @@ def labelme(path, shapes, picture=None, **more):
 LABELME = {"nuclei": "blue", "cytoplasm": "red", "classes": ("A", "B"), "class_names": {"a": "A", "odd": None}}
 
 
-def test_folders_that_are_no_split_are_the_group(tmp_path):
+def test_folders_that_are_no_split_are_the_group_of_a_split_by_group(tmp_path):
     for name in ("train/donor1/1", "donor2/2"):
         labelme(tmp_path / f"{name}.json", [mask_shape("A", 2, 3, np.ones((5, 6)))])
-    items = listed(tmp_path, config("labelme", **LABELME, split_by="group"))
-    assert [item.group for item in items.values()] == ["donor2", "donor1"]
+    for by, wanted in (("group", ["donor2", "donor1"]), ("image", ["", ""])):
+        items = listed(tmp_path, config("labelme", **LABELME, split_by=by))
+        assert [item.group for item in items.values()] == wanted
 
 
 def test_axes_and_the_most_pixels_of_the_config_hold_and_of_several_frames_none_is_taken(tmp_path):
