@@ -74,7 +74,7 @@ def unused_models(
             why = f"{maker} is left out" if before is not None and maker not in before else ""
         elif maker in outdated:
             why = f"{maker} is outdated: {outdated[maker]}"
-        elif readers and key not in (*readers[-1]["patterns"][PREDICTIONS], *readers[-1]["outputs"]):
+        elif readers and key not in (*readers[-1]["patterns"][PREDICTIONS], *readers[-1].get("outputs", {})):
             earlier = entries[maker].get("finished", "") < readers[-1].get("started", "")
             why = f"{maker} was left out when the run was evaluated" if earlier else ""
         if why and fnmatchcase(key, PREDICTIONS):

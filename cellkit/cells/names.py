@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
 
 from cellkit.errors import UserError, raise_or_collect
@@ -386,20 +386,23 @@ def best_pairs(mine: Sequence, other: Sequence, names: Iterable[Callable[..., Ke
     for name in names:
         found = pairs([name(item) for item in mine], [name(item) for item in other])
         if best:
-            taken, folders = set(best.values()), {(ours[k], theirs[j]) for k, j in best.items()}
+            taken, with_mine, with_other = set(best.values()), defaultdict(set), defaultdict(set)
+            for k, j in best.items():
+                with_mine[ours[k]].add(theirs[j])
+                with_other[theirs[j]].add(ours[k])
             new = {k: j for k, j in found.items() if k not in best and j not in taken}
-            found = {k: j for k, j in new.items() if not _contradict(ours[k], theirs[j], folders)}
+            found = {k: j for k, j in new.items() if not _contradict(ours[k], theirs[j], with_mine, with_other)}
         best |= found
         if len(best) == min(len(mine), len(other)):
             break
     return dict(sorted(best.items()))
 
 
-def _contradict(mine: str, other: str, folders: Collection[tuple[str, str]]) -> bool:
-    """Tell whether one of two folders goes with a single other one among pairs of folders; none contradicts nothing."""
+def _contradict(mine: str, other: str, with_mine: Mapping[str, set[str]], with_other: Mapping[str, set[str]]) -> bool:
+    """Tell whether one of two folders goes with a single other one so far; no folder contradicts nothing."""
     if not mine or not other:
         return False
-    of_mine, of_other = {b for a, b in folders if a == mine}, {a for a, b in folders if b == other}
+    of_mine, of_other = with_mine.get(mine, set()), with_other.get(other, set())
     return (len(of_mine) == 1 and other not in of_mine) or (len(of_other) == 1 and mine not in of_other)
 
 

@@ -13,10 +13,7 @@ from cellkit.files import UnixLines, as_cell, atomic_path, from_cell
 
 SPLITS = ("train", "val", "test", "")
 MIXED = "mixed"  # the cell type of an image of several lines
-OVERALL = (
-    "all",
-    "all images",
-)  # what rows over all images are called; the second where an image is called "all" itself
+OVERALL = ("all", "all images")  # what rows over all images are called; the second where an image is called "all"
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 SPLIT_IMAGES = {split: f"{title} images" for split, title in SPLIT_TITLES.items()}
 
