@@ -44,6 +44,9 @@ from cellkit.models.shared.fine_tuning import images_to_search, map_iou
 from cellkit.models.shared.tiles import Boxes
 
 ROOT = Path(__file__).resolve().parents[1]
+OF_SET = {
+    "sartorius": {"convert.split_by": "image"}
+}  # set -> what its configuration is told; the images there name no plate
 SETS = {"drawn": "demo", "two_lines": "two_lines", "dkfz": "dkfz", "sartorius": "sartorius"}  # set -> its configuration
 BASE = "base"
 OLD = BEFORE | {"score_threshold": 0.5}
@@ -84,7 +87,8 @@ def images_of(name: str, data: Path, folder: Path, tested: int) -> tuple[CellDat
     from cellkit.sources.drawn.files import write_fields
     from cellkit.sources.ingest import convert_images
 
-    config = load_config(ROOT / "configs" / f"{SETS[name]}.yaml", {} if name == "drawn" else {"data": str(data)})
+    told = {} if name == "drawn" else {"data": str(data), **OF_SET.get(name, {})}
+    config = load_config(ROOT / "configs" / f"{SETS[name]}.yaml", told)
     root = data / (config.convert.path or "")
     if name == "drawn":
         root = folder / "microscope"

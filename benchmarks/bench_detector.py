@@ -152,7 +152,7 @@ def find_stock(made, image: np.ndarray, settings: dict) -> Instances:
     seen, cells = np.unique(labels), Instances.from_labels(labels)
     rows = seen[seen > 0] - 1
     texture = _texture_votes(made, image, cells, settings)
-    return cells.with_classes(_classes(logits[rows], votes.numpy()[rows] + (0 if texture is None else texture)))
+    return cells.with_classes(_classes(logits[rows], votes.numpy()[rows], texture))
 
 
 def show_finding(checkpoint: Path, repeats: int) -> None:

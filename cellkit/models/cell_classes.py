@@ -20,6 +20,7 @@ from cellkit.errors import UserError
 from cellkit.finding import Opener
 from cellkit.models import weights
 from cellkit.models.cell_regression import Learned, Regression, learn, log_loss, right_share, softmax
+from cellkit.models.class_shares import hold_one_class, told_together
 from cellkit.models.gate import unit_of
 from cellkit.models.shared.contract import BatchSegmenter, Segmenter
 from cellkit.models.shared.in_windows import Changed, InWindows, WholeImage
@@ -33,6 +34,7 @@ NAME = "cell_classes"
 MOST_CELLS = 2000  # of a class that teach
 CUT_OUTS, ENCODER = "cell_classifier.", "encoder."  # before the names of the tensors of two networks
 FEATURES, TEXTURE = "features", "texture"  # what regressions are learned on
+ALONE = "alone"  # the texture of a cell without that of its surroundings
 
 
 class Settings(Frozen):
@@ -57,7 +59,8 @@ def train(
     """Learn from the cells of known class in training images which class a cell has; every class counts the same.
 
     Cells of unknown class neither teach nor punish. How strongly large weights are held back is chosen by leaving out training
-    images, or groups of them, in turn. Nothing is drawn at random.
+    images, or groups of them, in turn. Where every training image holds one class, the cell without its surroundings is learned
+    too, for images that hold several, see `class_shares`. Nothing is drawn at random.
 
     Parameters
     ----------
@@ -103,6 +106,7 @@ class Votes(NamedTuple):
 def learn_votes(train: CellDataset, encoder: Path, ring_px: int) -> Votes:
     """Learn from cells of known class what features and texture say of the class; parameters as for `train`."""
     from cellkit.models.cell_features import features_of_cells
+    from cellkit.models.cell_texture import ALONE as OF_CELL
     from cellkit.models.cell_texture import texture_of_cells
     from cellkit.models.shared.diameter import diameter_of
     from cellkit.models.unet_network import load_network
@@ -111,22 +115,27 @@ def learn_votes(train: CellDataset, encoder: Path, ring_px: int) -> Votes:
     network, about = load_network(encoder)
     diameter_px = diameter_of(train.instances)
     told: dict[str, list[np.ndarray]] = {FEATURES: [], TEXTURE: []}
-    taught, groups = [], []
+    taught, groups, places = [], [], []
     units: dict[str, int] = {}  # what is left out as a whole
-    for index in progress(images_that_teach(train.instances, len(train.classes)), "cells"):
+    teach = images_that_teach(train.instances, len(train.classes))
+    for index in progress(teach, "cells"):
         image, cells = train[index]
         known = cells.class_ids > 0
         told[FEATURES].append(features_of_cells(network, image, cells, diameter_px, "both", ring_px)[known])
         told[TEXTURE].append(texture_of_cells(image, cells, diameter_px)[known])
         taught.append(cells.class_ids[known])
         groups += [units.setdefault(unit_of(train.records[index]), len(units))] * int(known.sum())
+        places += [index] * int(known.sum())
     classes = np.concatenate(taught)
-    learned = {
-        name: learn(np.concatenate(rows), classes, np.array(groups), len(train.classes)) for name, rows in told.items()
-    }
+    rows = {name: np.concatenate(parts) for name, parts in told.items()}
+    learned = {name: learn(one, classes, np.array(groups), len(train.classes)) for name, one in rows.items()}
     votes, right = votes_kept(learned, classes)
+    saying = votes
+    if hold_one_class(train.instances[index].class_ids for index in teach):
+        learned[ALONE] = learn(rows[TEXTURE][:, OF_CELL], classes, np.array(groups), len(train.classes))
+        right, saying = _right_together(learned, votes, classes, np.array(places)), (*votes, ALONE)
     saved = {}
-    for name in votes:
+    for name in saying:
         saved |= learned[name].regression.tensors(f"{name}.")
     if FEATURES in votes:
         saved |= {f"{ENCODER}{name}": tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}
@@ -137,7 +146,8 @@ def learn_votes(train: CellDataset, encoder: Path, ring_px: int) -> Votes:
         "precision": about.get("precision", "auto"),
         "diameter_px": diameter_px,
         "votes": list(votes),
-        "strength": {name: learned[name].strength for name in votes},
+        ALONE: ALONE in saying,
+        "strength": {name: learned[name].strength for name in saying},
     }
     metrics = {
         "cells": {name: int((classes == k).sum()) for k, name in enumerate(train.classes, 1)},
@@ -192,6 +202,20 @@ def votes_kept(learned: Mapping[str, Learned], classes: np.ndarray) -> tuple[tup
     right = {names: round(right_share(mean, classes), 4) for names, mean in means.items()}
     best = min(means, key=lambda names: (-right[names], log_loss(means[names], classes)))
     return best, right[best]
+
+
+def _right_together(
+    learned: Mapping[str, Learned], votes: Sequence[str], classes: np.ndarray, places: np.ndarray
+) -> float | None:
+    """Return how often cells of images left out are right, mean over classes, when those of an image are told together."""
+    of, alone = [learned[name].left_out for name in votes], learned[ALONE].left_out
+    if alone is None or any(one is None for one in of):
+        return None
+    chances, surrounded = np.zeros_like(alone), np.mean(of, axis=0)
+    for place in np.unique(places):
+        own = places == place
+        chances[own] = told_together(surrounded[own], alone[own])
+    return round(right_share(chances, classes), 4)
 
 
 def _cut_outs_of(detector: Path | None, classes: Sequence[str]) -> dict[str, Any]:
@@ -265,7 +289,11 @@ def load(checkpoint: str | Path) -> Callable[[np.ndarray, Instances], Instances]
 
 
 def chances_by(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> Callable[[np.ndarray, Instances], np.ndarray]:
-    """Return the function (image, cells) -> chances of the classes (N, K): the mean of what `learn_votes` has learned."""
+    """Return the function (image, cells) -> chances of the classes (N, K), by what `learn_votes` has learned.
+
+    They are the mean of its votes; where the cell alone is learned too, the cells of an image are told together.
+    """
+    from cellkit.models.cell_texture import ALONE as OF_CELL
     from cellkit.models.cell_texture import texture_of_cells
 
     votes = config.get("votes")
@@ -279,9 +307,17 @@ def chances_by(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> Callabl
     if FEATURES in prefixes:
         describe[FEATURES] = _features_by(tensors, config)
     regressions = {name: Regression.of(tensors, prefix) for name, prefix in prefixes.items()}
-    return lambda image, cells: np.mean(
-        [of.chances(describe[name](image, cells)) for name, of in regressions.items()], axis=0
-    )
+    of_cell = Regression.of(tensors, f"{ALONE}.") if config.get(ALONE) else None
+
+    def tell(image: np.ndarray, cells: Instances) -> np.ndarray:
+        numbers = {name: describe[name](image, cells) for name in regressions}
+        surrounded = np.mean([regressions[name].chances(one) for name, one in numbers.items()], axis=0)
+        if of_cell is None or not len(cells):
+            return surrounded
+        texture = numbers[TEXTURE] if TEXTURE in numbers else describe[TEXTURE](image, cells)
+        return told_together(surrounded, of_cell.chances(texture[:, OF_CELL]))
+
+    return tell
 
 
 def _features_by(

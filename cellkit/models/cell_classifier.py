@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from cellkit.cells.instances import Instances
 from cellkit.models.cell_regression import NAMES, Regression, learn
-from cellkit.models.cell_texture import FEATURES, texture_of_cells
+from cellkit.models.cell_texture import ALONE, FEATURES, texture_of_cells
+from cellkit.models.class_shares import hold_one_class
 from cellkit.models.gate import unit_of
 from cellkit.models.shared.inputs import vary
 
@@ -66,41 +67,52 @@ class TextureVote(nn.Module):
     Parameters
     ----------
     classes : int
+    alone : bool
+        By the cell alone, without its surroundings.
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, alone: bool = False):
         super().__init__()
-        for name, shape in zip(NAMES, ((FEATURES,), (FEATURES,), (FEATURES, classes), (classes,)), strict=True):
+        self.columns = ALONE if alone else slice(None)
+        count = len(ALONE) if alone else FEATURES
+        for name, shape in zip(NAMES, ((count,), (count,), (count, classes), (classes,)), strict=True):
             self.register_buffer(name, torch.ones(shape) if name == "spread" else torch.zeros(shape))
 
-    def votes(self, image: np.ndarray, cells: Instances, diameter_px: float) -> np.ndarray:
-        """Return log probabilities (N, K) of the cells of an image (H, W, 3) uint8."""
-        chances = Regression.of(dict(self.named_buffers())).chances(texture_of_cells(image, cells, diameter_px))
+    def votes(self, texture: np.ndarray) -> np.ndarray:
+        """Return log probabilities (N, K) of cells by their texture, see `texture_of_cells`."""
+        chances = Regression.of(dict(self.named_buffers())).chances(texture[:, self.columns])
         return np.log(chances + 1e-6)
 
 
-def texture_vote(train: CellDataset, diameter_px: float, places: Sequence[int]) -> TextureVote | None:
-    """Learn what texture says of the class of cells; None where there are not two classes, each with a cell.
+def texture_votes(train: CellDataset, diameter_px: float, places: Sequence[int]) -> list[TextureVote]:
+    """Learn what texture says of the class of cells; nothing where there are not two classes, each with a cell.
 
     Parameters
     ----------
     places : sequence of int
         Of the training images to learn from.
+
+    Returns
+    -------
+    list
+        The vote; and where every image holds one class that of the cell alone, see `class_shares`.
     """
     labelled = [train.instances[index].class_ids for index in places]
     taught = np.concatenate([np.zeros(0, np.int64), *(ids[ids > 0] for ids in labelled)])
     if len(train.classes) < 2 or len(np.unique(taught)) < len(train.classes):
-        return None
+        return []
     told, units = [], []
     for index in places:
         image, cells = train[index]
         known = cells[np.flatnonzero(cells.class_ids > 0)]
         told.append(texture_of_cells(image, known, diameter_px))
         units += [unit_of(train.records[index])] * len(known)
-    vote = TextureVote(len(train.classes))
-    groups = np.unique(units, return_inverse=True)[1]
-    vote.load_state_dict(learn(np.concatenate(told), taught, groups, len(train.classes)).regression.tensors())
-    return vote
+    texture, groups = np.concatenate(told), np.unique(units, return_inverse=True)[1]
+    votes = [TextureVote(len(train.classes), alone) for alone in (False, True)[: 1 + hold_one_class(labelled)]]
+    for vote in votes:
+        learned = learn(texture[:, vote.columns], taught, groups, len(train.classes))
+        vote.load_state_dict(learned.regression.tensors())
+    return votes
 
 
 # ---- cut-outs ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,9 @@ MAPS = 1 + 5 * len(SIGMAS_PX)
 OF_REGION = len(LEVELS) + 1 + len(ENDS) * len(SIGMAS_PX) + 3 * len(SIGMAS_PX)
 OF_CHANNEL = (2 + len(RINGS_PX)) * OF_REGION + 5
 FEATURES = 3 * OF_CHANNEL
+ALONE = np.concatenate(
+    [k * OF_CHANNEL + np.arange(2 * OF_REGION) for k in range(3)]
+)  # of the cell itself and its brighter part
 
 
 def texture_of_cells(image: np.ndarray, cells: Instances, diameter_px: float) -> np.ndarray:

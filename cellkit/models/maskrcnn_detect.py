@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.instances import Instances
+from cellkit.models.cell_regression import softmax
+from cellkit.models.class_shares import told_together
 from cellkit.models.shared import live
 from cellkit.models.shared.detections import Reading, read_detections
 from cellkit.models.shared.inputs import CELL_PX, bytes_for, network_shape, planes_of, resized
@@ -96,9 +98,8 @@ class SeenByDetector:
     def _read(self, settings: dict, left_out: Counter[str] | None, quick: bool) -> Instances:
         cells, places = read_detections(self.found, self.image.shape[:2], Reading.of(settings), left_out)
         cells, places = _at_most(settings["max_detections"], cells, places, left_out)
-        votes = [self.found[places].votes, self._texture_votes_of(cells, places, settings, quick)]
-        votes = [one for one in votes if one is not None]
-        return cells.with_classes(_classes(self._logits_of(places), sum(votes) if votes else None))
+        texture = self._texture_votes_of(cells, places, settings, quick)
+        return cells.with_classes(_classes(self._logits_of(places), self.found[places].votes, texture))
 
     def _texture_votes_of(self, cells: Instances, places: np.ndarray, settings: dict, quick: bool) -> np.ndarray | None:
         """Return what the texture of the cells votes; with `quick`, only of detections that were not asked before anew."""
@@ -269,24 +270,38 @@ def _at_most(
 
 
 def _texture_votes(model, image: np.ndarray, cells: Instances, settings: dict) -> np.ndarray | None:
-    """Return log probabilities (N, K) of classes by the texture of cells; None where the detector has not learned it."""
-    vote = getattr(model, "cell_texture", None)
-    return None if vote is None else vote.votes(image, cells, settings["diameter_px"])
+    """Return log probabilities (N, V, K) of classes by the texture of cells; None where the detector has not learned it.
+
+    Of the V votes the second, where there is one, is that of the cell without its surroundings.
+    """
+    from cellkit.models.cell_texture import texture_of_cells
+
+    votes = [vote for name in ("cell_texture", "cell_alone") if (vote := getattr(model, name, None)) is not None]
+    if not votes:
+        return None
+    texture = texture_of_cells(image, cells, settings["diameter_px"])
+    return np.stack([vote.votes(texture) for vote in votes], axis=1)
 
 
-def _classes(logits: np.ndarray, votes: np.ndarray | None) -> np.ndarray:
-    """Return the likeliest class, (N,) int64 in 1..K.
+def _classes(logits: np.ndarray, votes: np.ndarray | None, texture: np.ndarray | None) -> np.ndarray:
+    """Return the likeliest class, (N,) int64 in 1..K, by the mean of what is said of it.
 
     Parameters
     ----------
     logits : (N, K) float
         Of the classifier on cut-outs.
     votes : (N, K) float or None
-        Log probabilities that the detector gives by itself; those of the classifier are added.
+        Log probabilities that the detector gives by itself.
+    texture : (N, V, K) float or None
+        Of `_texture_votes`. Where the cell alone has a vote, the cells are told together, see `class_shares`.
     """
-    if votes is not None:
-        logits = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) + votes
-    return logits.argmax(axis=1) + 1
+    said = [logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)]
+    said += [] if votes is None else [votes]
+    said += [] if texture is None else [texture[:, 0]]
+    mean = np.mean(said, axis=0)
+    if texture is None or texture.shape[1] < 2:
+        return mean.argmax(axis=1) + 1
+    return told_together(softmax(mean), np.exp(texture[:, 1])).argmax(axis=1) + 1
 
 
 def _tiled(model, planes: np.ndarray, settings: dict, left_out: Counter[str] | None = None) -> Boxes:

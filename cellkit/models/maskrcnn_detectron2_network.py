@@ -402,6 +402,7 @@ def build(settings: Mapping[str, Any], classes: int) -> Detector:
     model.class_head = ClassHead(unet.widths, classes) if unet is not None and classes > 1 else None
     model.cell_classifier = CellClassifier(classes)
     model.cell_texture = TextureVote(classes) if settings.get("texture") else None
+    model.cell_alone = TextureVote(classes, alone=True) if settings.get("alone") else None
     return model
 
 

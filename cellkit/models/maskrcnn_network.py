@@ -351,6 +351,7 @@ def build(config: Mapping[str, Any], classes: int) -> MaskRCNN:
     model.transform = _AsItIs(config.get("imagenet", False))
     model.cell_classifier = CellClassifier(classes)
     model.cell_texture = TextureVote(classes) if config.get("texture") else None
+    model.cell_alone = TextureVote(classes, alone=True) if config.get("alone") else None
     model.class_head = ClassHead(backbone.unet.widths, classes) if unet is not None and classes > 1 else None
     return model
 

@@ -14,6 +14,7 @@ from cellkit.files import PACKAGE
 from cellkit.models import cell_classes, cell_features, cell_regression, threshold, weights
 from cellkit.models.cell_classifier import CellClassifier
 from cellkit.models.unet_network import CellposeUNet, load_network
+from cellkit.sources.two_lines import compose_halves
 
 STARTER = PACKAGE / "starter" / "starter_light.safetensors"
 
@@ -150,7 +151,7 @@ def test_images_of_a_group_are_left_out_together(drawn, segmenter, tmp_path, mon
     for group in ("", "w1"):
         images = replace(train, records=[replace(record, group=group) for record in train.records])
         cell_classes.train(images, segmenter, STARTER, cell_classes.Settings(cut_outs=False), tmp_path)
-    assert [len(set(groups.tolist())) for groups in left_out] == [len(train)] * 2 + [1] * 2, "for each regression"
+    assert [len(set(groups.tolist())) for groups in left_out] == [len(train)] * 3 + [1] * 3, "for each regression"
 
 
 def test_cells_of_unknown_class_do_not_teach_and_the_same_comes_out_again(learned, drawn, segmenter, tmp_path):
@@ -225,3 +226,33 @@ def test_the_segmenter_must_lie_beside_as_it_was(learned, tmp_path):
         cell_classes.segmenter_of(path)
     with pytest.raises(UserError, match="is a checkpoint of cell_classes"):
         load_network(path)
+
+
+# ---- images of one class, and of several -----------------------------------------------------------------------------
+def lone(images, line: int) -> tuple[np.ndarray, Instances]:
+    """Return the first image all of whose cells are of a line."""
+    return images[next(k for k in range(len(images)) if set(images.instances[k].class_ids.tolist()) == {line})]
+
+
+def test_images_of_one_line_are_told_together_and_those_of_several_cell_by_cell(learned, drawn, monkeypatch):
+    card = weights.card_for(learned, cell_classes.NAME)
+    assert card.config["alone"], "each training image holds one line"
+    told = []
+    known = cell_classes.told_together
+    monkeypatch.setattr(cell_classes, "told_together", lambda *votes: told.append(votes) or known(*votes))
+    named = cell_classes.load(learned)
+    image, cells = compose_halves(lone(drawn, 1), lone(drawn, 2))
+    assert len(set(named(image, cells).class_ids)) == 2, "both lines are found"
+    surrounded, alone = told[-1]
+    assert np.allclose(known(surrounded, alone), (surrounded + alone) / 2)
+    image, cells = lone(drawn, 1)
+    found = named(image, cells).class_ids
+    assert np.array_equal(found, known(*told[-1]).argmax(axis=1) + 1)
+
+
+def test_where_training_images_hold_several_lines_cells_are_told_by_all_that_is_seen(drawn, segmenter, tmp_path):
+    train = drawn.select("train")
+    mixed = [cells.with_classes(1 + np.arange(len(cells)) % 2) for cells in train.instances]
+    path = cell_classes.train(replace(train, instances=mixed), segmenter, STARTER, cell_classes.Settings(), tmp_path)
+    assert not weights.card_for(path, cell_classes.NAME).config["alone"]
+    assert not any(name.startswith("alone.") for name in weights.load_tensors(path))

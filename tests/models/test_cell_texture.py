@@ -85,27 +85,45 @@ def test_of_an_image_of_one_brightness_nothing_is_told(value):
 
 
 def test_a_detector_learns_the_texture_of_labelled_cells_and_its_vote_counts(drawn):
-    from cellkit.models.cell_classifier import TextureVote, texture_vote
+    from cellkit.models.cell_classifier import TextureVote, texture_votes
 
     train = drawn.select("train")
-    vote = texture_vote(train, 30.0, range(len(train)))
+    vote, alone = texture_votes(train, 30.0, range(len(train)))
     for image, cells in (train[k] for k in range(len(train))):
-        votes = vote.votes(image, cells, 30.0)
+        texture = texture_of_cells(image, cells, 30.0)
+        votes = vote.votes(texture)
         assert votes.shape == (len(cells), 2) and np.allclose(np.exp(votes).sum(axis=1), 1, atol=1e-3)
         assert (votes.argmax(axis=1) + 1 == cells.class_ids).all(), "these taught it"
     again = TextureVote(2)
     again.load_state_dict(vote.state_dict())
-    assert np.array_equal(again.votes(image, cells, 30.0), votes)
-    assert texture_vote(train.select(cell_type="HEK"), 30.0, [0]) is None, "one class is nothing to tell apart"
+    assert np.array_equal(again.votes(texture), votes)
+    around = texture.copy()
+    around[:, np.setdiff1d(np.arange(texture.shape[1]), cell_texture.ALONE)] = 0.5
+    assert np.array_equal(alone.votes(around), alone.votes(texture)), "surroundings say nothing of a cell alone"
+    assert texture_votes(train.select(cell_type="HEK"), 30.0, [0]) == [], "one class is nothing to tell apart"
+
+
+def test_what_lies_around_a_cell_says_nothing_of_the_cell_alone():
+    rng = np.random.default_rng(0)
+    image, labels = rng.integers(40, 200, (120, 120, 3)).astype(np.uint8), np.zeros((120, 120), int)
+    labels[50:70, 50:70] = 1
+    image[:3] = 0  # the darkest
+    brighter = image.copy()
+    brighter[3:36], brighter[84:] = image[3:36] // 2 + 120, image[84:] // 2 + 120  # further than the widest filter
+    cells = Instances.from_labels(labels)
+    one, other = (texture_of_cells(picture, cells, 20.0)[0] for picture in (image, brighter))
+    elsewhere = np.setdiff1d(np.arange(len(one)), cell_texture.ALONE)
+    assert np.allclose(one[cell_texture.ALONE], other[cell_texture.ALONE], atol=1e-3)
+    assert not np.allclose(one[elsewhere], other[elsewhere], atol=0.05)
 
 
 def test_without_a_cell_of_known_class_texture_has_no_vote(drawn):
     from cellkit.models.cell_classes import images_that_teach
-    from cellkit.models.cell_classifier import texture_vote
+    from cellkit.models.cell_classifier import texture_votes
 
     nameless = replace(drawn, instances=[cells.with_classes(0 * cells.class_ids) for cells in drawn.instances])
     places = images_that_teach(nameless.instances, 2)
-    assert places == [] and texture_vote(nameless, 30.0, places) is None
+    assert places == [] and texture_votes(nameless, 30.0, places) == []
 
 
 def test_percentiles_are_those_of_numpy():

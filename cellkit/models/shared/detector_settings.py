@@ -42,6 +42,7 @@ DEFAULTS = {
     "imagenet": False,  # whether a ResNet is shown what torchvision's were: each colour less its mean, by its deviation
     "widths": None,  # of a U-Net that has not the usual ones
     "texture": False,  # whether the texture of a cell has a vote on its class
+    "alone": False,  # whether that of the cell without its surroundings is known, too
 }
 BEFORE = {  # of cards that do not say
     "mask_nms_threshold": 1.0,

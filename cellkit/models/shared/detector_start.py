@@ -139,7 +139,7 @@ def started(
     if own is not None:
         before = {**DEFAULTS, **own.config}  # an older card does not say how its network was not built yet
         settings |= {key: before[key] for key in KEPT if key in before}
-        settings["texture"] = before["texture"] and tuple(own.classes) == tuple(classes)
+        settings |= {key: before[key] and tuple(own.classes) == tuple(classes) for key in ("texture", "alone")}
     elif config.backbone == UNET and config.start != SCRATCH:
         network, about = load_network(config.start)
         settings |= {"shown": about.get("channels", "both"), **network.config}

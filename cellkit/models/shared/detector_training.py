@@ -152,13 +152,14 @@ def learn_texture(model: Any, train: CellDataset, settings: dict[str, Any]) -> N
 
     Where the labels lack a class, or there is but one, it keeps what it started with.
     """
-    from cellkit.models.cell_classifier import texture_vote
+    from cellkit.models.cell_classifier import texture_votes
 
     places = images_that_teach(train.instances, len(train.classes))
-    vote = texture_vote(train, settings["diameter_px"], places)
-    if vote is not None:
-        model.cell_texture = vote.to(next(model.parameters()).device)
-        settings["texture"] = True
+    votes = texture_votes(train, settings["diameter_px"], places)
+    if votes:
+        device = next(model.parameters()).device
+        model.cell_texture, model.cell_alone = (*(vote.to(device) for vote in votes), None)[:2]
+        settings |= {"texture": True, "alone": model.cell_alone is not None}
 
 
 def room_for(instances: Sequence[Instances], diameter_px: float) -> int:
