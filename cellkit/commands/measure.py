@@ -82,9 +82,12 @@ def run(given: argparse.Namespace) -> Answer:
     path = write_cells(given.out, done.table)
     loop.end([path])
     images = counted(done.table["image"].nunique(), "image")
-    unscaled = (
-        "" if done.table["um_per_px"].notna().all() else "; no pixel size is known of some: columns in um are empty"
-    )
+    unscaled = ""
+    if not done.table["um_per_px"].notna().all():
+        unscaled = (
+            "; of some no pixel size is known, or their pixels are not square (`cellkit inspect` tells): columns in um are "
+            "empty, --um-per-px states it"
+        )
     return Answer(
         f"{path}: {counted(len(done.table), 'cell')} of {images}{unscaled}",
         exit_code(done.quarantined, given.allow_skips),
