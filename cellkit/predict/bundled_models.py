@@ -6,6 +6,8 @@ is read; ``fuse`` and ``route`` hold others.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.errors import UserError
+from cellkit.files import sha256_file
 from cellkit.models.shared.fusion import FusionSettings
 from cellkit.predict.joined import FusedModel, JoinedModel, RoutedModel, fused_model, routed_model
 from cellkit.predict.model import Model, find_model
@@ -44,22 +47,46 @@ def copy_models(model: Model, folder: Path, within: str) -> dict[str, Any]:
             )
         router, *others = (copy_models(one, folder, within) for one in model.members)
         return {"route": router, "kinds": dict(zip(model.kinds, others, strict=True)), "otherwise": model.otherwise}
-    place = model.sha256[:12]
+    place = _place_of(model)
     path = copy_files(model, folder / place, f"{within}/{place}")
     return {"model": path, "config": model.config, "own_px": model.own_px}
 
 
 def copy_files(model: Model, folder: Path, within: str) -> str:
-    """Copy the files of one model; return by what name it is opened: a path in the bundle, or a backend that needs no file."""
+    """Copy the files of one model; return by what name it is opened: a path in the bundle, or a backend that needs no file.
+
+    Raises
+    ------
+    UserError
+        Another file of that name is there.
+    """
     first = model.cell_classes or model.checkpoint
     if first is None:
         return model.backend
     folder.mkdir(parents=True, exist_ok=True)
     for path in filter(None, (model.checkpoint, model.cell_classes)):
-        for file in (path, path.with_suffix(".json")):
+        for file in (path, _card(path)):
             if file.is_file():
-                shutil.copyfile(file, folder / file.name)
+                _copy(file, folder / file.name)
     return f"{within}/{first.name}"
+
+
+def _place_of(model: Model) -> str:
+    """Return the name of the folder of a model's files: another for whatever differs in any of them, cards included."""
+    files = [path for path in (model.checkpoint, model.cell_classes) if path]
+    told = [(file.name, sha256_file(file)) for path in files for file in (path, _card(path)) if file.is_file()]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+
+
+def _card(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _copy(file: Path, to: Path) -> None:
+    """Copy a file; refuse to put it in the place of another."""
+    if to.is_file() and sha256_file(to) != sha256_file(file):
+        raise UserError(f"{file} would take the place of another {to.name} in the bundle", "rename one of them")
+    shutil.copyfile(file, to)
 
 
 def open_models(tree: Mapping[str, Any], bundle: Path, name: str) -> Model:

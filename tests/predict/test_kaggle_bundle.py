@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from predict_cases import folder, run_dir, unet  # noqa: F401
 
 from cellkit.errors import UserError
 from cellkit.files import sha256_file
 from cellkit.formats.submission_check import check_submission
+from cellkit.models import weights
 from cellkit.predict import kaggle_bundle, locked_packages
+from cellkit.predict.bundled_models import copy_files
 from cellkit.predict.joined import fuse_models, open_model
 from cellkit.predict.kaggle_bundle import check_bundle, open_bundle, submit_bundle, write_bundle
 from cellkit.predict.locked_packages import packages_to_predict, read_lock
@@ -306,3 +309,23 @@ def test_two_images_of_one_id_are_refused(bundle, competition, tmp_path):
     with pytest.raises(UserError, match="has several images of the id blank"):
         submit_bundle(bundle, test, sample, tmp_path / "s.csv")
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_models_that_share_a_segmenter_or_differ_in_their_card_alone_lie_apart(unet, tmp_path):  # noqa: F811
+    names = []
+    for k in (0, 1):
+        cells = weights.copy_checkpoint(unet, tmp_path / f"{k}/cells")
+        told = {"segmenter": cells.name, "segmenter_sha256": sha256_file(cells)}
+        names.append(tmp_path / f"{k}/classes.safetensors")
+        weights.save_checkpoint(
+            names[k], {"bias": torch.full((2,), k)}, "cell_classes", classes=("HEK", "N2a"), config=told
+        )
+    names.append(weights.copy_checkpoint(unet, tmp_path / "2/cells"))
+    names[2].with_suffix(".json").write_text(names[2].with_suffix(".json").read_text().replace("28.0", "29.0"))
+    (tmp_path / "all.yaml").write_text(f"fuse: {{models: [{', '.join(map(str, names))}]}}")
+    write_bundle(str(tmp_path / "all.yaml"), tmp_path / "b", "sartorius")
+    ours, theirs = open_bundle(tmp_path / "b"), open_model(tmp_path / "all.yaml")
+    assert [one.sha256 for one in ours.members] == [one.sha256 for one in theirs.members]
+    assert len({one.checkpoint.parent for one in ours.members}) == 3
+    with pytest.raises(UserError, match="would take the place of another classes.safetensors"):
+        copy_files(find_model(names[1]), ours.members[0].checkpoint.parent, "models")
