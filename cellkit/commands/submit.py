@@ -35,7 +35,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.cells.leftout import LeftOut
     from cellkit.formats.any import read_side
     from cellkit.formats.competitions import get_profile
-    from cellkit.formats.sides import match_sides, named_after, of_test, refuse_scaled, unread_by
+    from cellkit.formats.sides import match_sides, named_after, named_as_files, of_test, refuse_scaled, unread_by
     from cellkit.formats.submission import write_submission
 
     check_file_name(given.out)
@@ -49,6 +49,7 @@ def run(given: argparse.Namespace) -> Answer:
     else:
         refuse_scaled(side)
         side, note = of_test(side) if of is None else (side, "")
+        side = named_as_files(side)
         if note:
             print(f"note: {note}", file=sys.stderr)
         if skipped := unread_by(side):

@@ -18,7 +18,17 @@ import numpy as np
 
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset, class_numbers
 from cellkit.cells.instances import Instances
-from cellkit.cells.names import best_pairs, plain, plain_stem, repeated, same, series_of, split_of_folder, stem_of
+from cellkit.cells.names import (
+    best_pairs,
+    image_id_of,
+    plain,
+    plain_stem,
+    repeated,
+    same,
+    series_of,
+    split_of_folder,
+    stem_of,
+)
 from cellkit.cells.records import MIXED, ImageRecord
 from cellkit.errors import UserError, counted, nearest
 from cellkit.files import from_cell, read_json
@@ -120,6 +130,36 @@ def named_after(side: CellDataset, folder: str | Path) -> CellDataset:
         LOG.warning(f"empty, as it could not be predicted: {', '.join(wanted[k].image_id for k in sorted(empty))}")
     records = [replace(record, image_id=stem_of(record.path)) for record in wanted]
     return CellDataset(records, cells, side.classes, path=side.path)
+
+
+def named_as_files(side: CellDataset) -> CellDataset:
+    """Return a side whose images are called as their files are without suffix, which is how a competition calls them.
+
+    Images of a run keep their names.
+
+    Raises
+    ------
+    UserError
+        Two files of one name.
+    """
+    if side.run or side.of_model or marks_of(side):
+        return side
+    in_json = side.path is not None and side.path.suffix.lower() == ".json"
+    names = [_file_name(record) if in_json else stem_of(f"{record.image_id}.") for record in side.records]
+    if twice := repeated(names):
+        raise UserError(
+            f"{side.path} has two images of files called '{twice[0]}'",
+            "give the folder of the test images, whose names are the ids: --images DIR",
+        )
+    return replace(side, records=[replace(r, image_id=name) for r, name in zip(side.records, names, strict=True)])
+
+
+def _file_name(record: ImageRecord) -> str:
+    """Return what the file of an image is called without suffix; where the path is that of a label image, of its picture."""
+    if record.path in ("", record.image_id):
+        return record.image_id
+    stem = stem_of(record.path)
+    return stem if record.image_id.endswith(image_id_of(f"{stem}.")) else plain_stem(record.path)
 
 
 def unread_by(side: CellDataset) -> set[str]:

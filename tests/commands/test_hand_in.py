@@ -14,6 +14,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.formats.coco import write_coco
+from cellkit.formats.label_images import write_labels
 from cellkit.formats.sides import marks_of
 
 NAMES = ("007", "008", "v1", "t1")
@@ -88,3 +89,18 @@ def test_marks_are_told_only_where_there_are_any(name, tmp_path):
     wanted = {"007": {"asked": "yes"}, "008": {"asked": "yes"}, "v1": {"asked": "no"}, "t1": {"asked": "no"}}
     assert marks_of(side) == (wanted if name == "a.json" else {})
     assert marks_of(replace(side, path=None)) == {}
+
+
+def test_without_images_ids_are_names_of_files_as_the_competition_has_them(tmp_path, said):
+    labels = np.eye(32, dtype=np.int32)
+    paths = {"a1_a1": "stage1_test/a1/images/a1.png", "im_0": "im 0.png", "b": "b_cp_masks.tif", "x_mask": "x_mask.png"}
+    records = [ImageRecord(name, path, 32, 32) for name, path in paths.items()]
+    coco = write_coco(tmp_path / "a.json", records, [Instances.from_labels(labels)] * 4, (), with_scores=True)
+    flags = ("--profile", "sartorius", "-o", tmp_path / "s.csv")
+    assert said("submit", coco, *flags)[0] == 0 and ids(tmp_path / "s.csv") == ["a1", "im 0", "b", "x_mask"]
+    for name in ("a1/a.b_masks.tif", "im 0.tif"):
+        write_labels(tmp_path / "labels" / name, labels)
+    assert said("submit", tmp_path / "labels", *flags)[0] == 0 and ids(tmp_path / "s.csv") == ["a.b", "im 0"]
+    write_labels(tmp_path / "labels/im 1/im 0.tif", labels)
+    code, _, err = said("submit", tmp_path / "labels", *flags)
+    assert code == 2 and "two images of files called 'im 0'" in err and "--images DIR" in err
