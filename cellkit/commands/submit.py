@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from cellkit.commands.shared import Answer, check_file_name, checked_tool, from_flag
-from cellkit.errors import counted
+from cellkit.errors import UserError, counted
 from cellkit.modules import names_of
 
 ABOUT = "write predictions as a Kaggle submission"
@@ -29,7 +30,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    """Write predictions as a Kaggle submission."""
+    """Write predictions as a Kaggle submission.
+
+    Raises
+    ------
+    UserError
+        What is read would be written over; or as the readers and `write_submission`.
+    """
     from cellkit.cells.dataset import known_in_part
     from cellkit.cells.disjoint import note_changes, resolve_overlaps
     from cellkit.cells.leftout import LeftOut
@@ -39,6 +46,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.formats.submission import write_submission
 
     check_file_name(given.out)
+    _refuse_inputs(given.out, given.predictions, given.coco)
     profile, tool = get_profile(given.profile), checked_tool(given.from_)
     of = read_side(given.coco, convention=tool) if given.coco else None
     side = read_side(given.predictions, of=of, convention=tool)
@@ -69,3 +77,11 @@ def run(given: argparse.Namespace) -> Answer:
     return Answer(
         f"{given.out}: {counted(len(ids), 'image')}, {counted(sum(len(cells) for cells, _ in resolved), 'object')}"
     )
+
+
+def _refuse_inputs(out: str, predictions: str, coco: str | None) -> None:
+    """Refuse to write over what is read: the predictions, a file of them, or the COCO file of a results list."""
+    place, read = Path(out).resolve(), [Path(path).resolve() for path in filter(None, (predictions, coco))]
+    within = read[0].is_dir() and read[0] in place.parents and place.suffix.lower() != ".csv"
+    if place in read or (within and place.exists()):
+        raise UserError(f"'{out}' is read for the submission", "name another file to write: -o FILE.csv")

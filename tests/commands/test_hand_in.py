@@ -13,7 +13,7 @@ from conftest import write_png
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
-from cellkit.formats.coco import write_coco
+from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.label_images import write_labels
 from cellkit.formats.sides import marks_of
 
@@ -104,3 +104,14 @@ def test_without_images_ids_are_names_of_files_as_the_competition_has_them(tmp_p
     write_labels(tmp_path / "labels/im 1/im 0.tif", labels)
     code, _, err = said("submit", tmp_path / "labels", *flags)
     assert code == 2 and "two images of files called 'im 0'" in err and "--images DIR" in err
+
+
+def test_what_is_read_is_not_written_over(tmp_path, said):
+    coco = predictions(tmp_path / "a.json")
+    results = write_results(tmp_path / "r.json", [1], [Instances.from_labels(np.eye(32, dtype=np.int32))])
+    label = write_labels(tmp_path / "labels/a.tif", np.eye(32, dtype=np.int32))
+    calls = ((coco, coco, ()), (results, coco, ("--coco", coco)), (label.parent, label, ()))
+    for path, out, more in calls:
+        before = out.read_bytes()
+        code, _, err = said("submit", path, "--profile", "sartorius", *more, "-o", out)
+        assert code == 2 and "is read for the submission" in err and out.read_bytes() == before
