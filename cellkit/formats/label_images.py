@@ -254,7 +254,7 @@ def labels_orientation(path: str | Path) -> int:
         return 1  # read_labels says what is wrong with it
 
 
-MARK = "cellkit labels "
+MARK, PROPOSED = "cellkit labels ", " proposed"
 
 
 def stamp_of(labels: np.ndarray, proposed: bool = False) -> str:
@@ -272,18 +272,18 @@ def stamp_of(labels: np.ndarray, proposed: bool = False) -> str:
     True
     """
     ids = np.ascontiguousarray(labels, np.int32)
-    suffix = " proposed" if proposed else ""
+    suffix = PROPOSED if proposed else ""
     return f"{MARK}{hashlib.sha256(f'{ids.shape}'.encode() + ids.tobytes()).hexdigest()[:32]}{suffix}"
 
 
 def is_stamped_proposal(path: Path, labels: np.ndarray) -> bool:
-    """Tell whether a label TIFF that holds these ids is a model's proposal as `annotate.write_chosen` left it."""
-    import tifffile
+    """Tell whether a label TIFF or PNG that holds these ids is a model's proposal, as its stamp says."""
+    return is_marked_proposal(path) and _stamp_in(path) == stamp_of(labels, proposed=True)
 
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return False
-    with tifffile.TiffFile(path) as file:
-        return str(file.pages[0].software) == stamp_of(labels, proposed=True)
+
+def is_marked_proposal(path: Path) -> bool:
+    """Tell whether a label TIFF or PNG was written as a model's proposal; somebody may have changed it since."""
+    return path.suffix.lower() in (".tif", ".tiff", ".png") and path.is_file() and _stamp_in(path).endswith(PROPOSED)
 
 
 def as_written(path: str | Path) -> bool:
@@ -327,10 +327,14 @@ def _stamp_and_labels(path: Path) -> tuple[str, np.ndarray]:
         fields = read_plain_npy(path)
         ours = fields.get("cellkit")
         return str(ours.get("stamp", "")) if isinstance(ours, dict) else "", np.asarray(fields["masks"])
+    return _stamp_in(path), read_labels(path)
+
+
+def _stamp_in(path: Path) -> str:
     if path.suffix.lower() == ".png":
         with _opened_png(path) as (image, _):
-            return str(image.info.get("Software", "")), read_labels(path)
+            return str(image.info.get("Software", ""))
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        return str(file.pages[0].software), read_labels(path)
+        return str(file.pages[0].software)

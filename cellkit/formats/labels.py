@@ -20,8 +20,16 @@ from cellkit.files import atomic_path, read_json, sha256_file
 from cellkit.formats.any import ImageCells, ImageToWrite, Reading
 from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_reading import parse_coco
-from cellkit.formats.label_images import read_labels, refuse_changed, stamp_of, write_labels
+from cellkit.formats.label_images import (
+    is_marked_proposal,
+    is_stamped_proposal,
+    read_labels,
+    refuse_changed,
+    stamp_of,
+    write_labels,
+)
 from cellkit.formats.large_cells import read_large_cells
+from cellkit.formats.large_labels import as_written_large
 from cellkit.microscope.folders import LABEL_SUFFIXES
 
 LABELS_FILE = "labels.json"  # beside label images: the same cells whole, with class, and who made them
@@ -56,9 +64,11 @@ def _chosen_cells(path: Path, status: tuple[int, int, int]) -> dict[str, tuple[I
 
 
 def is_proposed(path: Path) -> bool:
-    """Tell whether a label image holds what a model proposed: marked so by `write_chosen_cells`, and changed by nobody."""
+    """Tell whether a label image holds what a model proposed: marked so by `write_chosen_cells` or in itself, and not changed."""
     _, maker, sha256 = chosen_cells(path.parent).get(path.stem, (None, "", ""))
-    return maker == "proposed" and sha256_file(path) == sha256
+    if maker and sha256_file(path) == sha256:
+        return maker == "proposed"
+    return is_marked_proposal(path) and is_stamped_proposal(path, read_labels(path))
 
 
 def write_chosen_cells(
@@ -88,7 +98,7 @@ def write_chosen_cells(
 ENDINGS = LABEL_SUFFIXES
 WRITES = {"tif": ".tif", "png": ".png"}
 TAKES_SUFFIX = True
-SAYS_PROPOSED = "labels.json beside them says so"
+SAYS_PROPOSED = "they and labels.json beside them say so"
 
 
 def write_label_png(path: str | Path, labels: np.ndarray, stamp: str | None = None) -> Path:
@@ -218,14 +228,17 @@ def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) ->
     large = read_large_cells(file) if how.pieces is None else None
     if large is not None:
         _refuse_shares(large.differing, large.background, file)
-        return ImageCells(large.cells, numbers=large.numbers)
+        maker = "proposed" if is_marked_proposal(file) and as_written_large(file) else ""
+        return ImageCells(large.cells, made_by=maker, numbers=large.numbers)
     labels = read_labels(file)
     refuse_noise(labels, file)
+    if not known:
+        maker = "proposed" if is_stamped_proposal(file, labels) else ""
     if how.pieces is None:
         each = f"cellkit coco {file.parent} -o FILE.json --pieces split (each a cell), keep or largest"
         refuse_foreground(labels, file, f"say what the pieces are: {each}")
-        return ImageCells(Instances.from_labels(labels), numbers=relabel(labels)[1])
-    return ImageCells(Instances.from_labels(clean_labels(labels, pieces=how.pieces)), made_by=maker if known else "")
+        return ImageCells(Instances.from_labels(labels), made_by=maker, numbers=relabel(labels)[1])
+    return ImageCells(Instances.from_labels(clean_labels(labels, pieces=how.pieces)), made_by=maker)
 
 
 def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
@@ -233,7 +246,9 @@ def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:
     labels = image.cells.paint(unknown=-1)
     refuse_picture(path, image.pictures)
     refuse_changed(path, labels)
-    (write_label_png if path.suffix == ".png" else write_labels)(path, labels, stamp_of(labels))
+    (write_label_png if path.suffix == ".png" else write_labels)(
+        path, labels, stamp_of(labels, proposed=image.made_by == "proposed")
+    )
     return lost_pixels(image.cells)
 
 

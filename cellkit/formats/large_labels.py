@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from cellkit.cells.dataset import MARKED
 from cellkit.cells.instances import Instances
 from cellkit.cells.labels import smallest_dtype
 from cellkit.cells.windows import taken, windows_of
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
-from cellkit.formats.label_images import MARK
+from cellkit.formats.label_images import MARK, PROPOSED
 from cellkit.formats.zarr_labels import NAME, OURS
 from cellkit.formats.zarr_writing import (
     CHUNK_PX,
@@ -91,12 +92,12 @@ def as_written_large(path: Path) -> bool:
             return group.attrs[OURS]["stamp"] == stamp_of_rows(group["0"].shape, rows_of(group["0"]))
         with tifffile.TiffFile(path) as file:
             labels = zarr.open_array(file.aszarr(level=0), mode="r")
-            return str(file.pages[0].software) == stamp_of_rows(labels.shape, rows_of(labels))
+            return str(file.pages[0].software).removesuffix(PROPOSED) == stamp_of_rows(labels.shape, rows_of(labels))
     except Exception:  # whatever a library raises on a file of another kind
         return False
 
 
-def write_large_tiff(path: Path, labels: Any, largest: int) -> Path:
+def write_large_tiff(path: Path, labels: Any, largest: int, proposed: bool = False) -> Path:
     """Write a label image (H, W) as a tiled BigTIFF of the smallest safe type, atomically.
 
     Parameters
@@ -104,6 +105,8 @@ def write_large_tiff(path: Path, labels: Any, largest: int) -> Path:
     labels : zarr.Array, (H, W) int
     largest : int
         The largest number in it.
+    proposed : bool
+        The stamp says that a model proposed the cells.
     """
     import tifffile
 
@@ -117,7 +120,7 @@ def write_large_tiff(path: Path, labels: Any, largest: int) -> Path:
             yield tile
 
     how = {"shape": tuple(labels.shape), "dtype": dtype, "tile": (side, side), "compression": "zlib", "metadata": None}
-    stamp = stamp_of_rows(labels.shape, rows_of(labels))
+    stamp = f"{stamp_of_rows(labels.shape, rows_of(labels))}{PROPOSED if proposed else ''}"
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, tiles(), **how, photometric="minisblack", bigtiff=True, software=stamp)
     return path
@@ -132,6 +135,7 @@ def write_large_zarr(
     cells: Instances,
     classes: Sequence[str],
     form: str = "ome-zarr",
+    made_by: str = "",
 ) -> Path:
     """Write an image with all its channels and the label image of its cells as an OME-Zarr, whole or not at all.
 
@@ -146,6 +150,8 @@ def write_large_zarr(
     labels : zarr.Array, (H, W) int
     cells : Instances
         Their classes and scores count, not their runs.
+    made_by : str
+        "proposed" or "corrected", noted with the labels for as long as nobody changes them.
     """
     version = "0.4" if form.endswith("0.4") else "0.5"
     levels = level_shapes(labels.shape)
@@ -181,7 +187,8 @@ def write_large_zarr(
         else:
             LOG.info(f"{path.name} has {len(cells)} cells: their classes and scores are in the COCO file alone")
         describe(own, {"multiscales": [about], "image-label": told}, version)
-        own.attrs[OURS] = {"classes": list(classes), "stamp": stamp_of_rows(labels.shape, rows_of(labels))}
+        ours = {"classes": list(classes), "stamp": stamp_of_rows(labels.shape, rows_of(labels))}
+        own.attrs[OURS] = ours | ({"labels": made_by} if made_by in MARKED else {})
         describe(parent, {"labels": [NAME]}, version)
     return path
 

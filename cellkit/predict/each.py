@@ -23,6 +23,7 @@ from cellkit.predict.images import Picture, read_picture, record_of
 from cellkit.predict.outputs import write_overlay
 
 LARGE, ALONE, SCALED = "large", "alone", "scaled"  # turns
+MADE_BY = "proposed"  # by a model, and nothing is scored against it
 
 
 class Later(Exception):
@@ -62,7 +63,7 @@ class Outputs:
             path = self.overlays / f"{frame.image_id}.png"
             write_overlay(path, picture.image, drawn, self.classes, stamp_of(found))
         self.write_labels(frame, found, self.classes)
-        write_coco(part, [record_of(frame, picture)], [found], self.classes, with_scores=True)
+        write_coco(part, [record_of(frame, picture)], [found], self.classes, with_scores=True, made_by=[MADE_BY])
 
     def are_of(self, frame: Frame, part: Path) -> bool:
         """Take up what an earlier call left of an image; False when there is nothing, or not all."""
@@ -86,7 +87,7 @@ class Outputs:
 
         if self.labels:
             module = writable()[self.form]
-            image = ImageToWrite(frame.image_id, found, tuple(classes), picture=frame.path, form=self.form)
+            image = ImageToWrite(frame.image_id, found, tuple(classes), MADE_BY, picture=frame.path, form=self.form)
             module.write_image(self.labels / f"{frame.image_id}{module.WRITES[self.form]}", image)
 
 

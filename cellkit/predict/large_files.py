@@ -27,6 +27,7 @@ from cellkit.microscope.windows import large_picture, plane_array
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.in_windows import WholeImage
 from cellkit.parallel import progress
+from cellkit.predict.each import MADE_BY
 from cellkit.predict.images import Picture, record_of
 from cellkit.predict.large import (
     PIECED,
@@ -137,10 +138,10 @@ def find_large(
         if labels is not None:
             bare = Instances.from_runs(size, [], [], np.zeros(len(cells.boxes) + 1), cells.class_ids, cells.scores)
             if form == "tif":
-                write_large_tiff(labels, painted, len(cells.boxes))
+                write_large_tiff(labels, painted, len(cells.boxes), proposed=True)
             else:
                 about = (picture.um_per_px, painted, bare, classes, form)
-                write_large_zarr(labels, list(planes.values()), list(planes), *about)
+                write_large_zarr(labels, list(planes.values()), list(planes), *about, made_by=MADE_BY)
         table = None
         if measured:
             strips = lambda: strips_of(painted, cells.boxes)  # noqa: E731
@@ -169,13 +170,13 @@ def _write_strips(part: Path, record: ImageRecord, labels: Any, cells: Any, clas
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     shape = tuple(labels.shape)
-    write_coco(folder / "0.json", [record], [Instances.empty(shape)], classes, with_scores=True)
+    write_coco(folder / "0.json", [record], [Instances.empty(shape)], classes, with_scores=True, made_by=[MADE_BY])
     for k, (window, numbers, values) in enumerate(strips_of(labels, cells.boxes), 1):
         found = Instances.from_labels(np.where((values >= numbers[0]) & (values <= numbers[-1]), values, 0))
         starts = found.starts + window.top * shape[1]
         about = cells.class_ids[numbers - 1], cells.scores[numbers - 1]
         placed = Instances.from_runs(shape, starts, found.lengths, found.offsets, *about)
-        write_coco(folder / f"{k}.json", [record], [placed], classes, with_scores=True)
+        write_coco(folder / f"{k}.json", [record], [placed], classes, with_scores=True, made_by=[MADE_BY])
 
 
 def _write_summary(part: Path, notes: tuple[str, ...]) -> None:

@@ -21,6 +21,8 @@ from cellkit.errors import UserError
 from cellkit.formats.any import read_folder
 from cellkit.formats.coco_reading import read_coco
 from cellkit.formats.label_images import as_written, read_labels
+from cellkit.formats.labels import is_proposed
+from cellkit.formats.large_labels import as_written_large
 from cellkit.microscope.convert import Conversion
 from cellkit.models.shared.contract import Segmenter
 from cellkit.predict import large
@@ -178,6 +180,7 @@ def test_windows_give_the_prediction_of_the_whole_bit_by_bit(raw, whole, tmp_pat
         assert np.array_equal(getattr(found.instances[0], name), getattr(whole, name)), name
     file = tmp_path / "labels" / "slide.tif"
     assert np.array_equal(read_labels(file), whole.paint()) and as_written(file)
+    assert found.made_by == ["proposed"] and is_proposed(file) and as_written_large(file)
     with tifffile.TiffFile(file) as tif:
         assert tif.is_bigtiff and tif.pages[0].is_tiled
     assert found.records[0].um_per_px == 0.5 and not list(tmp_path.glob("*.parts"))
@@ -198,7 +201,9 @@ def test_the_command_measures_and_writes_an_ome_zarr_as_of_the_whole(raw, whole,
     one, two = (table.drop(columns="label") for table in (tables[0].iloc[order], tables[1]))
     two = two.iloc[np.lexsort((two["box_x_px"], two["box_y_px"]))]
     pd.testing.assert_frame_equal(one.reset_index(drop=True), two.reset_index(drop=True), check_exact=True)
-    cells = read_folder(tmp_path / "b" / "l")[0].instances[0]
+    side = read_folder(tmp_path / "b" / "l")[0]
+    cells = side.instances[0]
+    assert side.made_by == ["proposed"]
     assert np.array_equal(cells.paint(), read_coco(tmp_path / "b" / "c.json").instances[0].paint())
     group = zarr.open_group(str(tmp_path / "b" / "l" / "slide.ome.zarr"), mode="r")
     assert np.array_equal(group["0"][...], tifffile.imread(raw / "slide.ome.tif"))

@@ -90,7 +90,8 @@ class TestPredictFiles:
     def test_is_what_write_coco_would_write(self, folder, tmp_path):
         predict_files(THRESHOLD, [folder], tmp_path / "out.json")
         coco = read_coco(tmp_path / "out.json")
-        write_coco(tmp_path / "again.json", coco.records, coco.instances, coco.classes, with_scores=True)
+        how = {"with_scores": True, "made_by": ["proposed"] * len(coco)}
+        write_coco(tmp_path / "again.json", coco.records, coco.instances, coco.classes, **how)
         a, b = (json.loads((tmp_path / name).read_text()) for name in ("out.json", "again.json"))
         assert [a[key] for key in ("images", "annotations", "categories")] == [
             b[key] for key in ("images", "annotations", "categories")
