@@ -12,10 +12,10 @@ from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.export.licences import hub_name, licence_of, said_of
-from cellkit.export.network import parents_of, title_of_model
+from cellkit.export.network import diameter_shown, parents_of, title_of_model
 from cellkit.export.texts import measured
 from cellkit.files import read_json, write_json, write_text
-from cellkit.predict.model import Model
+from cellkit.predict.model import KEPT_CONVERSION, Model
 
 NAME, CARD = "model.safetensors", "model.json"
 PAGE = """---
@@ -36,7 +36,7 @@ cellkit predict {name} IMAGES -o found.json --labels labels
 ```json
 {config}
 ```
-
+{converted}
 Trained from: {parents}. Licence of what it learned from, in the words of its card: {licence}.
 
 {measured}"""
@@ -70,12 +70,12 @@ def write_folder(model: Model, out: str | Path, licence: str | None) -> list[str
         if first.suffix == ".safetensors":
             finds = weights.copy_checkpoint(first, folder / Path(NAME).stem)
         else:
-            finds = weights.save_checkpoint(
-                folder / NAME, weights.load_tensors(first), model.backend, config=model.config
-            )
+            config = _config_of(model)
+            finds = weights.save_checkpoint(folder / NAME, weights.load_tensors(first), model.backend, config=config)
         if model.cell_classes is not None:
             finds = weights.copy_checkpoint(model.checkpoint, folder / model.checkpoint.stem)
         _as_read(finds, model)
+        _keep_conversion(folder / CARD, model)
         card = weights.read_card(folder / NAME)
         spdx = licence_of(licence, card.licence)
         write_text(folder / "README.md", _page(model, card, spdx))
@@ -109,17 +109,49 @@ def _as_read(weights_file: Path, model: Model) -> None:
     """Let the card of copied weights say what was set for the export, too."""
     from cellkit.models import backend_module
 
-    side = weights_file.with_suffix(".json")
+    side, config = weights_file.with_suffix(".json"), _config_of(model)
     if not side.is_file():
+        if config:
+            raise UserError(
+                f"{model.name} gives a class to the cells of {weights_file.name}, which has no card to say what is set for it",
+                "export it without --set",
+            )
         return
     card, own = read_json(side), backend_module(model.backend).Settings.model_fields
     told = {key: value for key, value in card["config"].items() if key in own and value is not None}
-    if told != model.config:
-        kept = {key: value for key, value in card["config"].items() if key not in told} | model.config
-        set_now = {key for key, value in model.config.items() if told.get(key) != value}
+    if told != config:
+        kept = {key: value for key, value in card["config"].items() if key not in told} | config
+        set_now = {key for key, value in config.items() if told.get(key) != value}
         if lines := kept.get("by_line"):  # what is set holds for every class, see `detector_settings.read_with`
             kept["by_line"] = {line: {k: v for k, v in one.items() if k not in set_now} for line, one in lines.items()}
         write_json(side, card | {"config": kept}, indent=1)
+
+
+def _config_of(model: Model) -> dict[str, Any]:
+    """Return the settings of a model as its card has them: a diameter in px of the pictures it is shown."""
+    config = dict(model.config)
+    if config.get("diameter_px") is not None:
+        config["diameter_px"] = diameter_shown(model, config["diameter_px"])
+    return config
+
+
+def _keep_conversion(side: Path, model: Model) -> None:
+    """Let the card that is opened say how files are converted, as in the run that made the model."""
+    if model.needed_conversion is not None:
+        card = read_json(side)
+        told = card["config"] | {KEPT_CONVERSION: model.needed_conversion.to_json()}
+        write_json(side, card | {"config": told}, indent=1)
+
+
+def _converted(model: Model) -> str:
+    """Return which channels of the files are shown, where the run that made the model said so."""
+    how = model.needed_conversion
+    if how is None:
+        return ""
+    resized = f", resized by {how.scale:g}" if how.scale != 1 else ""
+    return f"""
+Files are converted as those of its training: {how.text}{resized} (`conversion` above). Others: `--nuclei C` and `--cytoplasm C`.
+"""
 
 
 def _page(model: Model, card: Any, licence: str | None) -> str:
@@ -141,6 +173,7 @@ def _page(model: Model, card: Any, licence: str | None) -> str:
         name=NAME,
         card=CARD,
         config=json.dumps(card.config, indent=1),
+        converted=_converted(model),
         parents=", ".join(parents_of(card)) or "not known",
         licence=card.licence or "it names none",
         measured=measured(card.metrics),

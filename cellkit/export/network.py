@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ from cellkit.predict.model import Model
 
 if TYPE_CHECKING:
     from cellkit.export.plain_unet import CellposeUNet
+    from cellkit.microscope.convert import Conversion
     from cellkit.models.weights import Card
 
 UNET = "cellpose_unet"
@@ -34,12 +36,18 @@ class Exported(NamedTuple):
         What it is read with: ``diameter_px``, ``channels``, ``normalise``, thresholds, ``min_area_px``.
     card : Card or None
         Of the checkpoint; None for a published one.
+    conversion : Conversion or None
+        How the run that made it converted its files; `used` are lengths and areas in px of those files.
+    as_trained : dict
+        What of `used` is another number in px of the converted pictures.
     """
 
     name: str
     network: CellposeUNet
     used: dict[str, Any]
     card: Card | None
+    conversion: Conversion | None = None
+    as_trained: Mapping[str, Any] = {}
 
     @property
     def title(self) -> str:
@@ -86,7 +94,18 @@ def exported(model: Model) -> Exported:
     network = CellposeUNet(trained.widths)
     network.load_state_dict({name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()})
     card = read_card(model.checkpoint) if model.checkpoint.suffix == ".safetensors" else None
-    return Exported(model.name, network.requires_grad_(False).eval(), used, card)
+    as_trained, conversion = {}, model.needed_conversion
+    if conversion is not None and conversion.scale != 1:
+        as_trained = {"diameter_px": diameter_shown(model, used["diameter_px"]), "min_area_px": used["min_area_px"]}
+        used = used | {"diameter_px": as_trained["diameter_px"] / conversion.scale,
+                       "min_area_px": round(as_trained["min_area_px"] / conversion.scale**2)}  # fmt: skip
+    return Exported(model.name, network.requires_grad_(False).eval(), used, card, conversion, as_trained)
+
+
+def diameter_shown(model: Model, diameter_px: float) -> float:
+    """Return a diameter in px of the pictures that a model is shown; one that was set is in px of the files."""
+    conversion = model.needed_conversion
+    return diameter_px * conversion.scale if model.own_px and conversion is not None else diameter_px
 
 
 def parents_of(card: Card | None) -> list[str]:

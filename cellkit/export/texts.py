@@ -18,7 +18,7 @@ SHOWN = {
 KIND = "is a Cellpose U-Net"
 READING = """## What it is shown
 
-A float32 tensor (pictures, 2, height, width): {channels}. For each picture:
+A float32 tensor (pictures, 2, height, width): {channels}.{converted} For each picture:
 
 1. Scale it so that its cells are {cell_px:g} px wide. {scaled} What becomes smaller is scaled by
    area, what becomes larger bilinearly.
@@ -67,6 +67,9 @@ Measured when it was made:
 
 Count on your own pictures: draw the outlines of some, and compare. cellkit does that with `cellkit score TRUTH FOUND`.
 """
+CONVERTED = """ In the files of its training, {channels}; of several z planes, {projection}.
+Of each channel, {levels} became 0 and 255 before step 1, and what lay beyond was cut off. Lengths and areas on this page are in
+px of such files{resized}."""
 ONE_DIAMETER = """The cells of the training are {diameter_px:.3g} px wide:
    those pictures are scaled by {scale:.3g}."""
 OWN_DIAMETER = """Their size differed from picture to picture in the training, so each was
@@ -81,6 +84,7 @@ def reading(model: Exported) -> str:
     px = {"cell_px": model.cell_px, "diameter_px": used["diameter_px"], "scale": model.cell_px / used["diameter_px"]}
     return READING.format(
         channels=SHOWN[used["channels"]],
+        converted=_converted(model),
         cell_px=model.cell_px,
         scaled=(OWN_DIAMETER if used["diameter_of"] == "image" else ONE_DIAMETER).format(**px),
         low=used["normalise"][0],
@@ -92,13 +96,35 @@ def reading(model: Exported) -> str:
     )
 
 
+def _converted(model: Exported) -> str:
+    """Return which channels of the files were shown in the training, and how they were made pictures; "" where nobody knows."""
+    how = model.conversion
+    if how is None:
+        return ""
+    levels = (
+        "the values as they are" if how.percentiles is None else "percentiles {:g} and {:g}".format(*how.percentiles)
+    )
+    if how.limits:
+        levels = ", ".join(f"in {colour} {low:g} and {high:g}" for colour, (low, high) in how.limits.items())
+    planes = {"max": "the brightest values", "mean": "the means", "focus": "the sharpest plane"}
+    return CONVERTED.format(
+        channels=how.text,
+        projection=planes.get(how.projection, f"plane {how.projection}"),
+        levels=levels,
+        resized=f", which cellkit resized by {how.scale:g} first" if how.scale != 1 else "",
+    )
+
+
 def measured(metrics: dict[str, Any]) -> str:
     """Return, in Markdown, what the card of a model says of its scores."""
     return MEASURED.format(metrics=json.dumps(metrics or {"nothing": "said in the card"}, indent=1))
 
 
 def about(model: Exported) -> dict[str, Any]:
-    """Return what the metadata of an exported file say: what it is read with, its classes, scores and licence."""
+    """Return what the metadata of an exported file say: what it is read with, its scores and licence.
+
+    Where the run that made it converted its files: how, and what is another number in px of the pictures that came of it.
+    """
     from cellkit import __version__
 
     card = model.card
@@ -109,6 +135,8 @@ def about(model: Exported) -> dict[str, Any]:
         "config": {**model.used, "widths": list(model.network.widths), "cell_px": model.cell_px},
         "metrics": card.metrics if card else {},
         "licence": card.licence if card else "",
+        **({"conversion": model.conversion.to_json()} if model.conversion else {}),
+        **({"as_trained": dict(model.as_trained)} if model.as_trained else {}),
     }
 
 

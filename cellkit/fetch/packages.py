@@ -17,6 +17,7 @@ from cellkit.errors import UserError
 from cellkit.fetch.archives import unpack
 from cellkit.fetch.registry import cache_folder
 from cellkit.files import sha256_file
+from cellkit.microscope.convert import Conversion
 from cellkit.models import weights
 
 DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml", "model.yaml")
@@ -164,8 +165,10 @@ def _keep(kept: Path, tensors: Mapping[str, Any], about: Mapping[str, Any], key:
     widths = widths_of(tensors)
     own = CellposeUNet(widths=widths).state_dict()
     ours = _mapping(_mapping(about.get("config")).get("cellkit"))
-    told, before = _mapping(ours.get("config")), ours.get("parents")
+    told, before = {**_mapping(ours.get("config")), **_mapping(ours.get("as_trained"))}, ours.get("parents")
     config = _settings({name: told[name] for name in KNOWN if told.get(name) is not None})
+    if ours.get("conversion") is not None:
+        config["conversion"] = Conversion.from_json(ours["conversion"]).to_json()
     names = [
         f"{weights.ZOO}{_text(about.get('id'))}"
         if _text(about.get("id"))

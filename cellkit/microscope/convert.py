@@ -6,7 +6,8 @@ channel is which comes from the config; nothing about a channel's meaning is gue
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,53 @@ class Conversion:
         return {"channels": dict(self.channels), "projection": self.projection,
                 "percentiles": self.percentiles and list(self.percentiles), "scale": self.scale, "always": self.always,
                 **{k: v for k, v in shared.items() if v}}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, told: Any) -> Conversion:
+        """Return the conversion that `to_json` gave, each field checked: it may come with a model of others.
+
+        Raises
+        ------
+        UserError
+            Naming the field.
+        """
+        fields = told if isinstance(told, dict) else {"conversion": told}
+        for key, value in fields.items():
+            if key not in _MAY_BE or not _MAY_BE[key](value):
+                raise UserError(f"the conversion of files that comes with a model has {str(key)[:40]} of another kind",
+                                "get the model again, or export it again")  # fmt: skip
+        limits = fields.get("limits") and {colour: tuple(ends) for colour, ends in fields["limits"].items()}
+        pair = fields.get("percentiles", PERCENTILES)
+        return cls(**{**fields, "limits": limits, "percentiles": pair and tuple(pair)})
+
+    @property
+    def text(self) -> str:
+        """Which channel is which, in words."""
+        return ", ".join(f"{what} = {spec}" for what, spec in self.channels.items() if spec is not None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_channel(value: Any) -> bool:
+    one = value if isinstance(value, list | tuple) else [value]
+    return len(one) <= 64 and all(x is None or _is_number(x) or (isinstance(x, str) and len(x) <= 200) for x in one)
+
+
+_MAY_BE: dict[str, Callable[[Any], bool]] = {
+    "channels": lambda x: isinstance(x, dict) and {*x} <= {"nuclei", "cytoplasm", *COLOURS} and all(map(_is_channel, x.values())),
+    "projection": lambda x: x in ("max", "mean", "focus") if isinstance(x, str) else type(x) is int,
+    "percentiles": lambda x: x is None or _is_pair(x),
+    "scale": lambda x: _is_number(x) and 0 < x <= 8,
+    "always": lambda x: isinstance(x, bool),
+    "axes": lambda x: x is None or (isinstance(x, str) and len(x) <= 16),
+    "limits": lambda x: x is None or (isinstance(x, dict) and {*x} <= {*COLOURS} and all(map(_is_pair, x.values()))),
+}  # fmt: skip
 
 
 def scaled_by(percentiles: Sequence[float], of: str) -> str:

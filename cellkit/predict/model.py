@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
+KEPT_CONVERSION = "conversion"  # in the card of a model that was exported from a run
 CONVERT, LABEL = "01_convert", "02_label_with_cellpose"
 
 
@@ -47,7 +48,7 @@ class Model:
     config : dict
         Settings of the prediction: those of the checkpoint's card, then those given for this prediction.
     conversion : Conversion or None
-        How the run that made the model converted its files; None when it comes from no run.
+        How the run that made the model converted its files; None when it comes from no run, and its card does not say.
     own_px : bool
         Whether ``config["diameter_px"]`` was given and is in pixels of the files; else, as a training left it, in
         pixels of the pictures the model is shown, which a run with ``convert.scale`` resized.
@@ -68,6 +69,12 @@ class Model:
     def sha256(self) -> str:
         """Of the checkpoint, and of what gives its cells a class; "" where there is none."""
         return "".join(sha256_file(path) for path in (self.checkpoint, self.cell_classes) if path)
+
+    @property
+    def needed_conversion(self) -> Conversion | None:
+        """The conversion, where it changes what the model is shown."""
+        conversion = self.conversion
+        return conversion if conversion and (conversion.names_channels or conversion.always) else None
 
     def load(self, scale: float = 1.0) -> Callable[[Iterable[np.ndarray]], Iterator[Instances]]:
         """Return the function from a stream of (H, W, 3) uint8 to their cells; the pictures were resized by `scale`."""
@@ -154,10 +161,28 @@ def _of_checkpoint(name: str, path: Path) -> Model:
         return Model(name, _published(path), path, (), {})
     card = weights.read_card(path)
     if card.backend == cell_classes.NAME:
-        return replace(_of_checkpoint(name, cell_classes.segmenter_of(path)), classes=card.classes, cell_classes=path)
+        finds = _of_checkpoint(name, cell_classes.segmenter_of(path))
+        conversion = _kept_conversion(card.config, path) or finds.conversion
+        return replace(finds, classes=card.classes, cell_classes=path, conversion=conversion)
     known = backend_module(card.backend).Settings.model_fields
     config = {key: card.config[key] for key in known if card.config.get(key) is not None}
-    return Model(name, card.backend, path, card.classes, config)
+    return Model(name, card.backend, path, card.classes, config, _kept_conversion(card.config, path))
+
+
+def _kept_conversion(config: Mapping[str, Any], path: Path) -> Conversion | None:
+    """Return how files are to be converted for a model that was exported from a run; None where its card does not say."""
+    if config.get(KEPT_CONVERSION) is None:
+        return None
+    conversion = Conversion.from_json(config[KEPT_CONVERSION])
+    _say_colours(conversion, path)
+    return conversion
+
+
+def _say_colours(conversion: Conversion, where: Path) -> None:
+    """Say that RGB pictures are converted, where their colours are not those that notebook 01 writes."""
+    named = {what: channel for what, channel in conversion.channels.items() if channel is not None}
+    if conversion.always and named != {"nuclei": "blue", "cytoplasm": "green"}:
+        LOG.warning(f"RGB pictures are converted as in {where}: {conversion.text}")
 
 
 def _published(path: Path) -> str:
@@ -198,16 +223,14 @@ def _run_conversion(run_dir: Path) -> Conversion | None:
         return None
     named = {what: channel for what, channel in settings["channels"].items() if channel is not None}
     by_colour = bool(named) and all(channel in ("red", "green", "blue") for channel in named.values())
-    if by_colour and named != {"nuclei": "blue", "cytoplasm": "green"}:
-        words = ", ".join(f"{what} = {channel}" for what, channel in named.items())
-        LOG.warning(f"RGB pictures are converted as in {run_dir}: {words}")
     kept = {key: settings[key] for key in ("projection", "scale", "axes", "percentiles_of") if key in settings}
     if settings.get("percentiles_of") == "batch":
         kept["limits"] = _limits_of_run(run_dir / "conversion.csv")
     percentiles = tuple(settings.get("percentiles", PERCENTILES))
-    return Conversion(
-        dict(settings["channels"]), percentiles=percentiles, always=by_colour, made=run_dir / "images", **kept
-    )
+    channels = dict(settings["channels"])
+    conversion = Conversion(channels, percentiles=percentiles, always=by_colour, made=run_dir / "images", **kept)
+    _say_colours(conversion, run_dir)
+    return conversion
 
 
 def _limits_of_run(table: Path) -> dict[str, tuple[float, float]]:

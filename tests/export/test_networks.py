@@ -12,17 +12,26 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import write_png
 from export_cases import SMALL, answers, leaving, planes_of_sizes, small, thousand_scenes  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellkit.cells.drawn.camera import expose
+from cellkit.cells.drawn.field import draw_field
+from cellkit.cells.drawn.style import FieldStyle
+from cellkit.cells.records import write_records
+from cellkit.config.sections import ConvertConfig, FinetuneConfig
 from cellkit.errors import UserError
 from cellkit.export import plain_unet
 from cellkit.export.formats import FORMATS, export_model
 from cellkit.fetch.find import find_weights
+from cellkit.formats.coco_reading import read_coco
 from cellkit.models import weights
 from cellkit.models.unet_network import CellposeUNet
+from cellkit.predict.files import predict_files
 from cellkit.predict.model import find_model
+from cellkit.run.folder import Run
 from cellkit.scores.iou import overlaps
 
 SIZES = ((1, 16, 16), (1, 64, 96), (3, 136, 40))
@@ -240,3 +249,63 @@ def test_the_page_of_another_export_is_not_replaced(small, tmp_path):  # noqa: F
     assert (tmp_path / "m.md").read_text() == page and not (tmp_path / "m.pt").exists()
     export_model(find_model(small, {"cellprob_threshold": 2.0}), "onnx", tmp_path / "m.onnx")
     assert (tmp_path / "m.md").read_text() != page, "its own is written anew"
+
+
+# ---- a model of a run, whose files were converted -----------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def of_run(tmp_path_factory) -> tuple[str, Path]:
+    """A run whose files are RGB pictures, red nuclei and green cytoplasm, resized by a half; and a folder of such files."""
+    root = tmp_path_factory.mktemp("of_run")
+    run = Run(root / "demo")
+    channels = {"channels": {"nuclei": "red", "cytoplasm": "green"}, "scale": 0.5}
+    stage = run.start("01_convert", ConvertConfig(**channels))
+    stage.done(records=write_records(stage.path("records.csv"), []))
+    stage = run.start("03_finetune_cellpose", FinetuneConfig())
+    tuned = weights.copy_checkpoint(find_weights("starter_light"), stage.folder / "cellpose_tuned")
+    card = json.loads(tuned.with_suffix(".json").read_text())
+    card["config"] |= {"diameter_px": 15.0, "min_area_px": 20}
+    tuned.with_suffix(".json").write_text(json.dumps(card))
+    stage.done(cellpose_checkpoint=tuned, cellpose_base_checkpoint=tuned, cellpose_tuned_checkpoint=tuned)
+    style = FieldStyle(size_px=(160, 192), diameter_px=30.0)
+    nuclei, cytoplasm = expose(draw_field(("HEK",), style, [0]), style, [0, 1])
+    scaled = [(255 * (plane / plane.max())).astype(np.uint8) for plane in (nuclei, cytoplasm)]
+    write_png(root / "files/a.png", np.dstack([*scaled, np.zeros_like(scaled[0])]))
+    return f"{run.folder}:cellpose_tuned", root / "files"
+
+
+def test_a_run_s_model_that_left_finds_the_same_in_files_as_they_come(of_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("cellkit.export.bioimageio.check_package", lambda path: "nobody")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name, files = of_run
+    for chosen in ({}, {"diameter_px": 34.0}):
+        model = find_model(name, chosen)
+        export_model(model, "huggingface", tmp_path / "hub")
+        export_model(model, "bioimageio", tmp_path / "model.zip")
+        found = predict_files(model, [files], tmp_path / "run.json")
+        assert found.cells > 3
+        for left in (tmp_path / "hub/model.safetensors", tmp_path / "model.zip"):
+            predict_files(find_model(left), [files], tmp_path / "left.json")
+            ours, theirs = read_coco(tmp_path / "run.json"), read_coco(tmp_path / "left.json")
+            assert ours.instances == theirs.instances, left
+    assert "nuclei = red, cytoplasm = green, resized by 0.5" in (tmp_path / "hub/README.md").read_text()
+
+
+def test_the_page_of_a_run_s_model_counts_in_px_of_the_files_and_names_their_channels(of_run, tmp_path):
+    for chosen, diameter in (({}, "30"), ({"diameter_px": 34.0}, "34")):
+        export_model(find_model(of_run[0], chosen), "onnx", tmp_path / "m.onnx")
+        page = " ".join((tmp_path / "m.md").read_text(encoding="utf-8").split())
+        assert f"cells of the training are {diameter} px wide" in page and "smaller than 80 px" in page
+        assert "nuclei = red, cytoplasm = green" in page and "percentiles 0.3 and 99.8 became 0 and 255" in page
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"channels": {"nuclei": [["a"]]}}, {"scale": 1e9}, {"limits": {"red": [0]}}, {"made": "/"}, [1], {"axes": 3}],
+)
+def test_a_conversion_in_a_card_of_others_is_checked(small, tmp_path, told):  # noqa: F811
+    path = weights.copy_checkpoint(small, tmp_path / "m")
+    card = json.loads(path.with_suffix(".json").read_text())
+    card["config"]["conversion"] = told
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="the conversion of files that comes with a model has "):
+        find_model(path)
