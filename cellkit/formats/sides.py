@@ -37,7 +37,11 @@ from cellkit.manifest import finished_entries, read_manifest
 from cellkit.microscope.folders import IMAGE_SUFFIXES, ids_of, list_files
 from cellkit.microscope.open import inspect_file
 
-MARKS: dict[str, Any] = {"scale": 1, "asked": ""}  # what `marks_of` tells, and what it is where nothing is to be told
+MARKS: dict[str, Any] = {
+    "scale": 1,
+    "asked": "",
+    "of_run": "",
+}  # what `marks_of` tells, and what it is where nothing is to be told
 
 
 def image_records(folder: str | Path) -> list[ImageRecord]:
@@ -72,9 +76,10 @@ def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
 def marks_of(side: CellDataset) -> dict[str, dict[str, Any]]:
     """Return what is to be known of predictions made in a run to hand them in, by image_id.
 
-    That is ``scale`` (convert.scale, where the cells are not in pixels of the files) and ``asked`` ("yes": a competition asks for
-    the image, "no": it has asked for others). A run's own predictions have it in its manifest and ``originals.csv``; files
-    that `cellkit fuse` and the folds write have it beside each image.
+    That is ``scale`` (convert.scale, where the cells are not in pixels of the files), ``asked`` ("yes": a competition asks for
+    the image, "no": it has asked for others), and ``of_run`` ("yes": the image has its split in a run, which predicted it).
+    A run's own predictions have it in its manifest and ``originals.csv``; files that `cellkit fuse` and the folds write have it
+    beside each image.
     """
     import csv
 
@@ -85,7 +90,11 @@ def marks_of(side: CellDataset) -> dict[str, dict[str, Any]]:
         if table.is_file():
             with open(table, newline="", encoding="utf-8") as file:
                 asked = {from_cell(row["image_id"]): row.get("asked", "") for row in csv.DictReader(file)}
-        each = {r.image_id: {"scale": scale, "asked": asked.get(r.image_id, "")} for r in side.records}
+        of_run = ["yes" if side.of_model and r.split else "" for r in side.records]
+        each = {
+            r.image_id: {"scale": scale, "asked": asked.get(r.image_id, ""), "of_run": one}
+            for r, one in zip(side.records, of_run, strict=True)
+        }
     else:
         images, _ = _beside(side)
         each = {one["image_id"]: one for one in images if isinstance(one.get("image_id"), str)}

@@ -12,10 +12,12 @@ from conftest import write_png
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
-from cellkit.cells.records import ImageRecord
+from cellkit.cells.records import ImageRecord, write_records
+from cellkit.config.sections import ConvertConfig
 from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.label_images import write_labels
 from cellkit.formats.sides import marks_of
+from cellkit.run.folder import Run
 
 NAMES = ("007", "008", "v1", "t1")
 SPLITS = ("test", "test", "val", "test")
@@ -49,6 +51,18 @@ def test_only_what_a_competition_asks_for_is_handed_in_also_through_a_fusion(tmp
         write_png(tmp_path / f"asked/{name}.png", np.zeros((32, 32, 3), np.uint8))
     code, *_ = said("submit", a, "--profile", "sartorius", "--images", tmp_path / "asked", "-o", tmp_path / "i.csv")
     assert code == 0 and ids(tmp_path / "i.csv") == ["007", "008"], "others of the run are no mistake"
+
+
+def test_a_fusion_of_a_run_s_predictions_hands_in_its_test_images_alone(tmp_path, said):
+    records = [ImageRecord(n, f"images/{n}.png", 32, 32, split=s) for n, s in zip(NAMES, SPLITS, strict=True)]
+    run, cells = Run(tmp_path / "run"), Instances.from_labels(np.eye(32, dtype=np.int32))
+    stage = run.start("01_convert", ConvertConfig())
+    stage.done(records=write_records(stage.path("records.csv"), records))
+    found = [write_results(tmp_path / f"run/predictions/{name}.json", [1, 2, 3, 4], [cells] * 4) for name in "ab"]
+    for out, files in (("both.json", found), ("again.json", (tmp_path / "both.json", tmp_path / "both.json"))):
+        assert said("fuse", *files, "-o", tmp_path / out)[0] == 0
+        code, _, err = said("submit", tmp_path / out, "--profile", "sartorius", "-o", tmp_path / "s.csv")
+        assert code == 0 and ids(tmp_path / "s.csv") == ["007", "008", "t1"] and "not 1 other of the run (val)" in err
 
 
 def test_cells_of_resized_pictures_are_refused_also_after_a_fusion(tmp_path, said):
