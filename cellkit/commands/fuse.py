@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> Answer:
 
     from cellkit.formats.any import read_side
     from cellkit.formats.coco import write_coco
-    from cellkit.formats.sides import marks_of
+    from cellkit.formats.sides import marks_of, skipped_by
     from cellkit.predict.fuse_files import fuse_sides
 
     check_file_name(given.out)
@@ -82,6 +82,8 @@ def run(given: argparse.Namespace) -> Answer:
     told = {name: marks for side in reversed(sides) for name, marks in marks_of(side).items()}
     marks = [told.get(record.image_id, {}) for record in made.records]
     ids = made.ids if made.ids and all(isinstance(one, int) and one > 0 for one in made.ids) else None
-    write_coco(given.out, made.records, made.instances, made.classes, ids, True, made_by=made.made_by, marks=marks)
+    skipped = list({one["item"]: one for side in reversed(sides) for one in skipped_by(side)}.values())
+    more = {"made_by": made.made_by, "marks": marks, "quarantined": skipped}
+    write_coco(given.out, made.records, made.instances, made.classes, ids, True, **more)
     total = f"{counted(len(made), 'image')}, {counted(made.cells, 'cell')}"
     return Answer(f"{given.out}: {counted(len(sides), 'model')} fused, {total}")

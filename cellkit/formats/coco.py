@@ -36,6 +36,7 @@ def write_coco(
     as_polygons: bool = False,
     made_by: Sequence[str] = (),
     marks: Sequence[Mapping[str, str]] = (),
+    quarantined: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write images, categories and annotations, atomically.
 
@@ -56,6 +57,8 @@ def write_coco(
         Who made the cells of each image; "corrected" and "proposed" are written beside the image as its ``labels``.
     marks : sequence of mapping, optional
         More keys for each image.
+    quarantined : sequence of mapping, optional
+        What could not be predicted: ``item`` and ``reason`` of each.
 
     Raises
     ------
@@ -92,7 +95,8 @@ def write_coco(
             entry |= {"segmentation": (segmentations(region, convention, False) or [entry["segmentation"]])[0]}
             annotations.append({"id": len(annotations) + 1, **entry, "iscrowd": int(convention != "cvat")})
     categories = [{"id": k, "name": name, "supercategory": "cell"} for k, name in enumerate(names, 1)]
-    data = {"info": {"description": "cellkit"}, "images": images, "categories": categories, "annotations": annotations}
+    info = {"description": "cellkit"} | ({"quarantined": list(map(dict, quarantined))} if quarantined else {})
+    data = {"info": info, "images": images, "categories": categories, "annotations": annotations}
     return write_json(path, from_plain(data, convention))
 
 

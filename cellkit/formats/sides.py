@@ -173,9 +173,12 @@ def _file_name(record: ImageRecord) -> str:
 
 def unread_by(side: CellDataset) -> set[str]:
     """Return the names, as `same` has them, of images that a prediction skipped: its file lists them."""
-    _, skipped = _beside(side)
-    items = [one.get("item", "") for one in skipped]
-    return {same(plain_stem(str(item).replace("\\", "/"))) for item in items}
+    return {same(plain_stem(one["item"].replace("\\", "/"))) for one in skipped_by(side)}
+
+
+def skipped_by(side: CellDataset) -> list[dict[str, str]]:
+    """Return ``item`` and ``reason`` of what a prediction skipped, as its file lists it."""
+    return [{key: str(one.get(key, "")) for key in ("item", "reason")} for one in _beside(side)[1]]
 
 
 def _beside(side: CellDataset) -> tuple[list[dict], list[dict]]:

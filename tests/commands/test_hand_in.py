@@ -87,6 +87,8 @@ def test_an_image_that_prediction_skipped_has_an_empty_row_and_one_it_never_saw_
     for name in (*NAMES, "torn"):
         write_png(tmp_path / f"images/{name}.png", np.zeros((32, 32, 3), np.uint8))
     flags = ("--profile", "sartorius", "--images", tmp_path / "images", "-o", tmp_path / "s.csv")
+    assert said("fuse", path, predictions(tmp_path / "b.json"), "-o", tmp_path / "both.json")[0] == 0
+    assert json.loads((tmp_path / "both.json").read_text())["info"]["quarantined"] == whole["info"]["quarantined"]
     code, _, err = said("submit", path, *flags)
     table = pd.read_csv(tmp_path / "s.csv", dtype=str, keep_default_na=False)
     assert code == 0 and "could not be predicted: torn" in err
