@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from cellkit.commands.shared import DONE, REFUSED, SHOWN, Answer, json_flag, json_text
-from cellkit.errors import counted
+from cellkit.commands.shared import (
+    REFUSED,
+    SHOWN,
+    Answer,
+    exit_code,
+    json_flag,
+    json_text,
+    list_quarantined,
+    skips_flag,
+)
+from cellkit.errors import Quarantined, counted
 from cellkit.modules import names_of
 
 ABOUT = "find all that Kaggle would refuse in a submission"
@@ -21,6 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sample", metavar="FILE", help="sample_submission.csv: every id of it must have a row")
     json_flag(parser)
+    skips_flag(parser)
 
 
 def run(given: argparse.Namespace) -> Answer:
@@ -28,9 +38,12 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.formats.sides import image_shapes
     from cellkit.formats.submission_check import check_submission, sample_ids
 
-    ids = sample_ids(given.sample, given.profile) if given.sample else None
-    problems = check_submission(given.file, given.profile, image_shapes(given.images) if given.images else None, ids)
-    code = REFUSED if problems else DONE
+    unread: dict[str, str] = {}
+    shapes = image_shapes(given.images, unread) if given.images else None
+    ids = sample_ids(given.sample, given.profile) if given.sample else shapes and [*shapes, *unread]
+    problems = check_submission(given.file, given.profile, shapes, ids)
+    left = [Quarantined(name, f"only its id is checked, {reason}") for name, reason in unread.items()]
+    code = REFUSED if problems else exit_code(left, given.allow_skips)
     if given.json:
         rows = [{"line": problem.line, "reason": problem.reason} for problem in problems]
         found = {
@@ -39,8 +52,10 @@ def run(given: argparse.Namespace) -> Answer:
             "images": given.images,
             "valid": not rows,
             "problems": rows,
+            "skipped": [{"item": one.item, "reason": one.reason} for one in left],
         }
         return Answer(json_text(found), code)
+    list_quarantined(left)
     what = "bounds, pixel order and picture size" if given.sample else "ids, bounds, pixel order and picture size"
     unchecked = "" if given.images else f" ({what} are not checked without --images)"
     lines = [f"{given.file}: {counted(len(problems), 'problem') if problems else 'valid'}{unchecked}"]

@@ -6,8 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from cellkit.commands.shared import Answer, check_file_name, checked_tool, from_flag
-from cellkit.errors import UserError, counted
+from cellkit.commands.shared import (
+    Answer,
+    check_file_name,
+    checked_tool,
+    exit_code,
+    from_flag,
+    list_quarantined,
+    skips_flag,
+)
+from cellkit.errors import Quarantined, UserError, counted
 from cellkit.modules import names_of
 
 ABOUT = "write predictions as a Kaggle submission"
@@ -27,6 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="DIR", help="the test images: each must have a prediction")
     parser.add_argument("--min-area", type=int, default=0, metavar="PX", help="leave out smaller objects (default 0)")
     from_flag(parser, "whose COCO files they are")
+    skips_flag(parser)
 
 
 def run(given: argparse.Namespace) -> Answer:
@@ -42,7 +51,8 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.cells.leftout import LeftOut
     from cellkit.formats.any import read_side
     from cellkit.formats.competitions import get_profile
-    from cellkit.formats.sides import match_sides, named_after, named_as_files, of_test, refuse_scaled, unread_by
+    from cellkit.formats.hand_in import named_after, named_as_files, of_test, refuse_scaled, unread_by
+    from cellkit.formats.sides import match_sides
     from cellkit.formats.submission import write_submission
 
     check_file_name(given.out)
@@ -53,16 +63,18 @@ def run(given: argparse.Namespace) -> Answer:
     if of is not None and side.of_model:
         side = match_sides(of, side)[1]
     if given.images:
-        side = named_after(side, given.images)
+        side, skipped = named_after(side, given.images)
     else:
         refuse_scaled(side)
+        lacking = unread_by(side)
         side, note = of_test(side) if of is None else (side, "")
         side = named_as_files(side)
         if note:
             print(f"note: {note}", file=sys.stderr)
-        if skipped := unread_by(side):
+        skipped = [Quarantined(name, f"no row, {reason}") for name, reason in sorted(lacking.items())]
+        if skipped:
             print(
-                f"note: no row for {', '.join(sorted(skipped))}: not predicted; --images DIR gives empty ones",
+                f"note: no row for {', '.join(sorted(lacking))}: not predicted; --images DIR gives empty ones",
                 file=sys.stderr,
             )
     if partly := known_in_part(side.instances):
@@ -74,9 +86,9 @@ def run(given: argparse.Namespace) -> Answer:
     for image_id, (_, log) in zip(ids, resolved, strict=True):
         note_changes(left, image_id, log)
     left.log("submit")
-    return Answer(
-        f"{given.out}: {counted(len(ids), 'image')}, {counted(sum(len(cells) for cells, _ in resolved), 'object')}"
-    )
+    list_quarantined(skipped)
+    text = f"{given.out}: {counted(len(ids), 'image')}, {counted(sum(len(cells) for cells, _ in resolved), 'object')}"
+    return Answer(text, exit_code(skipped, given.allow_skips))
 
 
 def _refuse_inputs(out: str, predictions: str, coco: str | None) -> None:

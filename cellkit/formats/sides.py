@@ -17,10 +17,8 @@ from typing import Any
 import numpy as np
 
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset, class_numbers
-from cellkit.cells.instances import Instances
 from cellkit.cells.names import (
     best_pairs,
-    image_id_of,
     plain,
     plain_stem,
     repeated,
@@ -30,11 +28,11 @@ from cellkit.cells.names import (
     stem_of,
 )
 from cellkit.cells.records import MIXED, ImageRecord
-from cellkit.errors import UserError, counted, nearest
+from cellkit.errors import UserError, nearest, of_place, plain_reason
 from cellkit.files import from_cell, read_json
-from cellkit.log import LOG
 from cellkit.manifest import finished_entries, read_manifest
 from cellkit.microscope.folders import IMAGE_SUFFIXES, ids_of, list_files
+from cellkit.microscope.frames import reason_of
 from cellkit.microscope.open import inspect_file
 
 MARKS: dict[str, Any] = {
@@ -44,23 +42,35 @@ MARKS: dict[str, Any] = {
 }  # what `marks_of` tells, and what it is where nothing is to be told
 
 
-def image_records(folder: str | Path) -> list[ImageRecord]:
+def image_records(folder: str | Path, unread: dict[str, str] | None = None) -> list[ImageRecord]:
     """Return the images below a folder, called as their path below it without suffix, with the sizes in their headers.
+
+    Parameters
+    ----------
+    unread : dict, optional
+        Where the reason goes, by file name without suffix, for an image that cannot be read; it is then 0 x 0 px.
 
     Raises
     ------
     UserError
-        No such folder, no image in it, a damaged image, or two of one file name.
+        No such folder, no image in it, two of one file name, or, without `unread`, a damaged image.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}", "give the folder that holds the images")
     records = []
     for path in list_files(folder, IMAGE_SUFFIXES):
-        series = inspect_file(path).series[0]
+        size = 0, 0
+        try:
+            series = inspect_file(path).series[0]
+            size = series.size("Y"), series.size("X")
+        except Exception as error:  # whatever a reader raises
+            if unread is None or of_place(error):
+                raise
+            unread[stem_of(path.name)] = plain_reason(reason_of(error))
         relative = path.relative_to(folder)
         name = (relative.parent / stem_of(path.name)).as_posix()
-        records.append(ImageRecord(name, relative.as_posix(), series.size("Y"), series.size("X")))
+        records.append(ImageRecord(name, relative.as_posix(), *size))
     if twice := repeated(stem_of(record.path) for record in records):
         raise UserError(f"{folder} has two images called '{twice[0]}'", "give a folder with one of them")
     if not records:
@@ -68,9 +78,10 @@ def image_records(folder: str | Path) -> list[ImageRecord]:
     return records
 
 
-def image_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
-    """Return {file name without suffix: (H, W)} of the images below a folder; see `image_records`."""
-    return {stem_of(record.path): (record.height_px, record.width_px) for record in image_records(folder)}
+def image_shapes(folder: str | Path, unread: dict[str, str] | None = None) -> dict[str, tuple[int, int]]:
+    """Return {file name without suffix: (H, W)} of the images below a folder that can be read; see `image_records`."""
+    sizes = {stem_of(record.path): (record.height_px, record.width_px) for record in image_records(folder, unread)}
+    return {name: size for name, size in sizes.items() if name not in (unread or ())}
 
 
 def marks_of(side: CellDataset) -> dict[str, dict[str, Any]]:
@@ -104,78 +115,6 @@ def marks_of(side: CellDataset) -> dict[str, dict[str, Any]]:
     return {name: marks for name, marks in kept.items() if marks}
 
 
-def named_after(side: CellDataset, folder: str | Path) -> CellDataset:
-    """Return the images below a folder, in their order and called as their files are without suffix.
-
-    Raises
-    ------
-    UserError
-        An image without prediction, a prediction of no image (but for other images of a run), or another size.
-    """
-    wanted = image_records(folder)
-    places, lacking = best_pairs(wanted, side.records, NAMES), unread_by(side)
-    empty = {k for k, record in enumerate(wanted) if k not in places and same(plain_stem(record.path)) in lacking}
-    missing = [record.image_id for k, record in enumerate(wanted) if k not in places and k not in empty]
-    used = set(places.values())
-    others = side.of_model or marks_of(side)  # predictions of a run: other images of it may be among them
-    extra = [] if others else [r.image_id for k, r in enumerate(side.records) if k not in used]
-    if missing or extra:
-        problem = (
-            f"{counted(len(missing), 'test image')} without prediction, {counted(len(extra), 'prediction')} of none"
-        )
-        raise UserError(f"{problem}, e.g. {(missing or extra)[0]}", f"predict the images in {folder}")
-    found = side.subset([places[k] for k in range(len(wanted)) if k not in empty])
-    for record, own in zip([r for k, r in enumerate(wanted) if k not in empty], found.records, strict=True):
-        if (record.height_px, record.width_px) != (own.height_px, own.width_px):
-            raise UserError(
-                f"{record.image_id} is {record.height_px} x {record.width_px} px, its cells were found in "
-                f"{own.height_px} x {own.width_px} px",
-                f"predict the original images: cellkit predict MODEL {folder} -o FILE.json",
-            )
-    own, cells = iter(found.instances), []
-    for k, record in enumerate(wanted):
-        cells.append(Instances.empty((record.height_px, record.width_px)) if k in empty else next(own))
-    if empty:
-        LOG.warning(f"empty, as it could not be predicted: {', '.join(wanted[k].image_id for k in sorted(empty))}")
-    records = [replace(record, image_id=stem_of(record.path)) for record in wanted]
-    return CellDataset(records, cells, side.classes, path=side.path)
-
-
-def named_as_files(side: CellDataset) -> CellDataset:
-    """Return a side whose images are called as their files are without suffix, which is how a competition calls them.
-
-    Images of a run keep their names.
-
-    Raises
-    ------
-    UserError
-        Two files of one name.
-    """
-    if side.run or side.of_model or marks_of(side):
-        return side
-    in_json = side.path is not None and side.path.suffix.lower() == ".json"
-    names = [_file_name(record) if in_json else stem_of(f"{record.image_id}.") for record in side.records]
-    if twice := repeated(names):
-        raise UserError(
-            f"{side.path} has two images of files called '{twice[0]}'",
-            "give the folder of the test images, whose names are the ids: --images DIR",
-        )
-    return replace(side, records=[replace(r, image_id=name) for r, name in zip(side.records, names, strict=True)])
-
-
-def _file_name(record: ImageRecord) -> str:
-    """Return what the file of an image is called without suffix; where the path is that of a label image, of its picture."""
-    if record.path in ("", record.image_id):
-        return record.image_id
-    stem = stem_of(record.path)
-    return stem if record.image_id.endswith(image_id_of(f"{stem}.")) else plain_stem(record.path)
-
-
-def unread_by(side: CellDataset) -> set[str]:
-    """Return the names, as `same` has them, of images that a prediction skipped: its file lists them."""
-    return {same(plain_stem(one["item"].replace("\\", "/"))) for one in skipped_by(side)}
-
-
 def skipped_by(side: CellDataset) -> list[dict[str, str]]:
     """Return ``item`` and ``reason`` of what a prediction skipped, as its file lists it."""
     return [{key: str(one.get(key, "")) for key in ("item", "reason")} for one in _beside(side)[1]]
@@ -199,48 +138,6 @@ def _entries(path: Path, changed: int) -> tuple[list[dict], list[dict]]:
         [one for one in some if isinstance(one, dict)] if isinstance(some, list) else [] for some in lists
     )
     return images, skipped
-
-
-def of_test(side: CellDataset) -> tuple[CellDataset, str]:
-    """Return predictions of a run for its test images alone, and what to say of the others; any other side as it is.
-
-    Where a competition asks for images, those are the test images.
-
-    Raises
-    ------
-    UserError
-        None of them is of a test image.
-    """
-    marks = marks_of(side)
-    if not side.of_model and not marks:
-        return side, ""
-    asked = {name for name, one in marks.items() if one.get("asked") == "yes"}
-    is_test = [r.image_id in asked if asked else r.split == "test" for r in side.records]
-    kept = [k for k, one in enumerate(is_test) if one]
-    others = [r.split or "excluded" for r, one in zip(side.records, is_test, strict=True) if not one]
-    if not kept:
-        raise UserError(
-            f"{side.path} has no test image of the run, only {', '.join(sorted(set(others)))}",
-            "say which images to hand in: --images DIR, or --coco FILE such as coco/val.json of the run",
-        )
-    of = ", ".join(sorted(set(others)))
-    problem = f"{counted(len(kept), 'test image')} handed in, not {counted(len(others), 'other')} of the run ({of})"
-    return side.subset(kept), f"{problem}; for others give --images DIR or --coco FILE" if others else ""
-
-
-def refuse_scaled(side: CellDataset) -> None:
-    """Refuse cells of a run whose pictures were resized: their masks are not of the original images' size.
-
-    Raises
-    ------
-    UserError
-        With the scale, and the command that predicts the original images.
-    """
-    if scales := {one["scale"] for one in marks_of(side).values() if isinstance(one.get("scale"), int | float)}:
-        raise UserError(
-            f"{side.path} has the cells in pictures of {min(scales):g} times the original size (convert.scale)",
-            f"predict the original images: cellkit predict {side.run or 'RUN'}:NAME IMAGES -o FILE.json, and submit that",
-        )
 
 
 # ---- bringing two sides together -----------------------------------------------------------------------------------

@@ -91,9 +91,11 @@ def test_an_image_that_prediction_skipped_has_an_empty_row_and_one_it_never_saw_
     assert json.loads((tmp_path / "both.json").read_text())["info"]["quarantined"] == whole["info"]["quarantined"]
     code, _, err = said("submit", path, *flags)
     table = pd.read_csv(tmp_path / "s.csv", dtype=str, keep_default_na=False)
-    assert code == 0 and "could not be predicted: torn" in err
+    assert code == 3 and "could not be predicted: torn" in err and "torn.png: an empty row, cut short" in err
+    assert said("submit", path, *flags, "--allow-skips")[0] == 0
     assert table[table["id"] == "torn"]["predicted"].tolist() == [""] and set(table["id"]) == {*NAMES, "torn"}
-    assert "no row for torn" in said("submit", path, "--profile", "sartorius", "-o", tmp_path / "t.csv")[2]
+    code, _, err = said("submit", path, "--profile", "sartorius", "-o", tmp_path / "t.csv")
+    assert code == 3 and "no row for torn" in err
     write_png(tmp_path / "images/new.png", np.zeros((32, 32, 3), np.uint8))
     code, _, err = said("submit", path, *flags)
     assert code == 2 and "1 test image without prediction" in err and "new" in err
@@ -131,3 +133,23 @@ def test_what_is_read_is_not_written_over(tmp_path, said):
         before = out.read_bytes()
         code, _, err = said("submit", path, "--profile", "sartorius", *more, "-o", out)
         assert code == 2 and "is read for the submission" in err and out.read_bytes() == before
+
+
+def test_an_image_that_cannot_be_read_blocks_neither_the_submission_nor_its_check(tmp_path, said):
+    path, images = predictions(tmp_path / "a.json"), tmp_path / "images"
+    for name in NAMES:
+        write_png(images / f"{name}.png", np.zeros((32, 32, 3), np.uint8))
+    (images / "torn.png").write_bytes(b"")
+    (images / "007.png").write_bytes(b"")  # torn since it was predicted
+    flags = ("--profile", "sartorius", "--images", images)
+    code, _, err = said("submit", path, *flags, "-o", tmp_path / "s.csv")
+    assert code == 2 and "1 test image without prediction" in err and "torn" in err
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"info": {"quarantined": [{"item": "x/torn.png", "reason": "0 bytes"}]}}))
+    code, _, err = said("submit", path, *flags, "-o", tmp_path / "s.csv")
+    assert code == 3 and "torn.png: an empty row" in err and ids(tmp_path / "s.csv") == [*NAMES[:2], "t1", "torn", "v1"]
+    code, out, err = said("check-submission", tmp_path / "s.csv", *flags)
+    assert code == 3 and "valid" in out and "torn: only its id is checked" in err
+    (tmp_path / "s.csv").write_text((tmp_path / "s.csv").read_text().replace("torn,\n", ""))
+    code, out, _ = said("check-submission", tmp_path / "s.csv", *flags)
+    assert code == 2 and "torn" in out

@@ -1,0 +1,147 @@
+"""Which images of predictions are handed in to a competition, and under which ids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.names import best_pairs, image_id_of, plain_stem, repeated, same, stem_of
+from cellkit.cells.records import ImageRecord
+from cellkit.errors import Quarantined, UserError, counted
+from cellkit.formats.sides import NAMES, image_records, marks_of, skipped_by
+from cellkit.log import LOG
+
+
+def named_after(side: CellDataset, folder: str | Path) -> tuple[CellDataset, list[Quarantined]]:
+    """Return the images below a folder, in their order and called as their files are without suffix; and which rows are empty.
+
+    Empty is what could not be predicted, as the file of predictions says.
+
+    Raises
+    ------
+    UserError
+        An image without prediction, a prediction of no image (but for other images of a run), or another size.
+    """
+    unread: dict[str, str] = {}
+    wanted = image_records(folder, unread)
+    places, lacking = best_pairs(wanted, side.records, NAMES), unread_by(side)
+    empty = {k for k, record in enumerate(wanted) if k not in places and _key(record) in lacking}
+    missing = [record.image_id for k, record in enumerate(wanted) if k not in places and k not in empty]
+    used = set(places.values())
+    others = side.of_model or marks_of(side)  # predictions of a run: other images of it may be among them
+    extra = [] if others else [r.image_id for k, r in enumerate(side.records) if k not in used]
+    if missing or extra:
+        problem = (
+            f"{counted(len(missing), 'test image')} without prediction, {counted(len(extra), 'prediction')} of none"
+        )
+        raise UserError(f"{problem}, e.g. {(missing or extra)[0]}", f"predict the images in {folder}")
+    found = side.subset([places[k] for k in range(len(wanted)) if k not in empty])
+    for record, own in zip([r for k, r in enumerate(wanted) if k not in empty], found.records, strict=True):
+        known = stem_of(record.path) not in unread
+        if known and (record.height_px, record.width_px) != (own.height_px, own.width_px):
+            raise UserError(
+                f"{record.image_id} is {record.height_px} x {record.width_px} px, its cells were found in "
+                f"{own.height_px} x {own.width_px} px",
+                f"predict the original images: cellkit predict MODEL {folder} -o FILE.json",
+            )
+    own, cells = iter(found.instances), []
+    for k, record in enumerate(wanted):
+        shape = record.height_px or 1, record.width_px or 1
+        cells.append(Instances.empty(shape) if k in empty else next(own))
+    if empty:
+        LOG.warning(f"empty, as it could not be predicted: {', '.join(wanted[k].image_id for k in sorted(empty))}")
+    names = [stem_of(record.path) for record in wanted]
+    records = [
+        replace(record, image_id=name, height_px=found.shape[0], width_px=found.shape[1])
+        for record, name, found in zip(wanted, names, cells, strict=True)
+    ]
+    left = [
+        Quarantined(wanted[k].path, f"an empty row, {unread.get(names[k], lacking[_key(wanted[k])])}")
+        for k in sorted(empty)
+    ]
+    return CellDataset(records, cells, side.classes, path=side.path), left
+
+
+def named_as_files(side: CellDataset) -> CellDataset:
+    """Return a side whose images are called as their files are without suffix, which is how a competition calls them.
+
+    Images of a run keep their names.
+
+    Raises
+    ------
+    UserError
+        Two files of one name.
+    """
+    if side.run or side.of_model or marks_of(side):
+        return side
+    in_json = side.path is not None and side.path.suffix.lower() == ".json"
+    names = [_file_name(record) if in_json else stem_of(f"{record.image_id}.") for record in side.records]
+    if twice := repeated(names):
+        raise UserError(
+            f"{side.path} has two images of files called '{twice[0]}'",
+            "give the folder of the test images, whose names are the ids: --images DIR",
+        )
+    return replace(side, records=[replace(r, image_id=name) for r, name in zip(side.records, names, strict=True)])
+
+
+def _file_name(record: ImageRecord) -> str:
+    """Return what the file of an image is called without suffix; where the path is that of a label image, of its picture."""
+    if record.path in ("", record.image_id):
+        return record.image_id
+    stem = stem_of(record.path)
+    return stem if record.image_id.endswith(image_id_of(f"{stem}.")) else plain_stem(record.path)
+
+
+def _key(record: ImageRecord) -> str:
+    return same(plain_stem(record.path))
+
+
+def unread_by(side: CellDataset) -> dict[str, str]:
+    """Return why, by names as `same` has them, a prediction skipped images: its file lists them."""
+    told = {same(plain_stem(one["item"].replace("\\", "/"))): one["reason"] for one in skipped_by(side)}
+    there = set(map(_key, side.records))
+    return {name: reason for name, reason in told.items() if name not in there}
+
+
+def of_test(side: CellDataset) -> tuple[CellDataset, str]:
+    """Return predictions of a run for its test images alone, and what to say of the others; any other side as it is.
+
+    Where a competition asks for images, those are the test images.
+
+    Raises
+    ------
+    UserError
+        None of them is of a test image.
+    """
+    marks = marks_of(side)
+    if not side.of_model and not marks:
+        return side, ""
+    asked = {name for name, one in marks.items() if one.get("asked") == "yes"}
+    is_test = [r.image_id in asked if asked else r.split == "test" for r in side.records]
+    kept = [k for k, one in enumerate(is_test) if one]
+    others = [r.split or "excluded" for r, one in zip(side.records, is_test, strict=True) if not one]
+    if not kept:
+        raise UserError(
+            f"{side.path} has no test image of the run, only {', '.join(sorted(set(others)))}",
+            "say which images to hand in: --images DIR, or --coco FILE such as coco/val.json of the run",
+        )
+    of = ", ".join(sorted(set(others)))
+    problem = f"{counted(len(kept), 'test image')} handed in, not {counted(len(others), 'other')} of the run ({of})"
+    return side.subset(kept), f"{problem}; for others give --images DIR or --coco FILE" if others else ""
+
+
+def refuse_scaled(side: CellDataset) -> None:
+    """Refuse cells of a run whose pictures were resized: their masks are not of the original images' size.
+
+    Raises
+    ------
+    UserError
+        With the scale, and the command that predicts the original images.
+    """
+    if scales := {one["scale"] for one in marks_of(side).values() if isinstance(one.get("scale"), int | float)}:
+        raise UserError(
+            f"{side.path} has the cells in pictures of {min(scales):g} times the original size (convert.scale)",
+            f"predict the original images: cellkit predict {side.run or 'RUN'}:NAME IMAGES -o FILE.json, and submit that",
+        )
