@@ -12,8 +12,8 @@ from cellkit.predict.model import Model
 
 if TYPE_CHECKING:
     from cellkit.export.plain_unet import CellposeUNet
-    from cellkit.microscope.convert import Conversion
     from cellkit.models.weights import Card
+    from cellkit.predict.model import Conversion
 
 UNET = "cellpose_unet"
 WHY_NOT = {

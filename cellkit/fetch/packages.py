@@ -6,6 +6,7 @@ read: safetensors, or a torch file by ``weights_only``.
 
 from __future__ import annotations
 
+import math
 import os
 import reprlib
 import tempfile
@@ -17,7 +18,6 @@ from cellkit.errors import UserError
 from cellkit.fetch.archives import unpack
 from cellkit.fetch.registry import cache_folder
 from cellkit.files import sha256_file
-from cellkit.microscope.convert import Conversion
 from cellkit.models import weights
 
 DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml", "model.yaml")
@@ -158,6 +158,20 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _small(value: Any, depth: int = 3) -> Any:
+    """Return a value of few parts as it is, to be checked where it is used; the name of its kind for another: it may be huge."""
+    if isinstance(value, dict) and depth and len(value) <= 16 and all(isinstance(key, str) for key in value):
+        return {key[:40]: _small(part, depth - 1) for key, part in value.items()}
+    if isinstance(value, list) and depth and len(value) <= 64:
+        return [_small(part, depth - 1) for part in value]
+    plain = (
+        value is None
+        or (isinstance(value, bool | int | float) and math.isfinite(value))
+        or (isinstance(value, str) and len(value) <= 200)
+    )
+    return value if plain else type(value).__name__
+
+
 def _keep(kept: Path, tensors: Mapping[str, Any], about: Mapping[str, Any], key: str) -> None:
     """Write the tensors and a card: what cellkit itself put into the description, else what a card of others has to say."""
     from cellkit.models.unet_network import WIDTHS, CellposeUNet, widths_of
@@ -168,7 +182,7 @@ def _keep(kept: Path, tensors: Mapping[str, Any], about: Mapping[str, Any], key:
     told, before = {**_mapping(ours.get("config")), **_mapping(ours.get("as_trained"))}, ours.get("parents")
     config = _settings({name: told[name] for name in KNOWN if told.get(name) is not None})
     if ours.get("conversion") is not None:
-        config["conversion"] = Conversion.from_json(ours["conversion"]).to_json()
+        config["conversion"] = _small(ours["conversion"])
     names = [
         f"{weights.ZOO}{_text(about.get('id'))}"
         if _text(about.get("id"))
