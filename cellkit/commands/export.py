@@ -40,5 +40,17 @@ def run(given: argparse.Namespace) -> Answer:
         raise UserError(
             f"'{given.format}' is no format of a model{nearest(given.format, FORMATS)}", f"use {', '.join(FORMATS)}"
         )
+    _refuse_several(given.model)
     model = find_model(given.model, set_strings(given.overrides))
     return Answer("\n".join(export_model(model, given.format, given.out, given.licence, given.author)))
+
+
+def _refuse_several(name: str) -> None:
+    """Refuse a file of models, and the folds of a run: no format holds several models."""
+    from cellkit.predict.joined import SUFFIXES, is_folds
+
+    if name.lower().endswith(SUFFIXES) or is_folds(name):
+        raise UserError(
+            f"{name} is made of several models, which no format holds",
+            "export each of them, or take all along for a competition: cellkit kaggle-bundle",
+        )

@@ -210,11 +210,20 @@ def open_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         _refuse_circle(Path(text))
         said = read_model_file(Path(text))
         return _fused_of(text, said.fuse, overrides) if said.fuse else _routed_of(text, said.route, overrides)
-    run, name = of_a_run(text)
-    folds = sorted((p for p in Path(run).glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name)) if run else []
-    if folds and Path(run).name == f"of_{len(folds)}":
-        return fuse_models([f"{fold}:{name}" for fold in folds], overrides=overrides, name=text)
+    if folds := _folds_in(text):
+        return fuse_models([f"{fold}:{of_a_run(text)[1]}" for fold in folds], overrides=overrides, name=text)
     return find_model(text, overrides)
+
+
+def is_folds(name: str) -> bool:
+    """Tell whether a name is that of a model of each fold of a run: ``RUN/folds/of_5:NAME``."""
+    return bool(_folds_in(name))
+
+
+def _folds_in(name: str) -> list[Path]:
+    run, _ = of_a_run(name)
+    folds = sorted((p for p in Path(run).glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name)) if run else []
+    return folds if folds and Path(run).name == f"of_{len(folds)}" else []
 
 
 def fuse_models(

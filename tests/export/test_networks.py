@@ -309,3 +309,11 @@ def test_a_conversion_in_a_card_of_others_is_checked(small, tmp_path, told):  # 
     path.with_suffix(".json").write_text(json.dumps(card))
     with pytest.raises(UserError, match="the conversion of files that comes with a model has "):
         find_model(path)
+
+
+def test_a_file_of_models_is_said_to_be_of_several(said, tmp_path):
+    (tmp_path / "best.yaml").write_text("fuse: {models: [starter, starter_light]}")
+    (tmp_path / "run/folds/of_1/1").mkdir(parents=True)
+    for name in (tmp_path / "best.yaml", f"{tmp_path / 'run/folds/of_1'}:cellpose_tuned"):
+        code, _, err = said("export", name, "--format", "huggingface", "-o", tmp_path / "hub")
+        assert code == 2 and "is made of several models" in err and "kaggle-bundle" in err
