@@ -159,7 +159,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _small(value: Any, depth: int = 3) -> Any:
-    """Return a value of few parts as it is, to be checked where it is used; the name of its kind for another: it may be huge."""
+    """Return a value of few parts as it is, to be checked where it is used; for one that may be huge, what no check takes."""
     if isinstance(value, dict) and depth and len(value) <= 16 and all(isinstance(key, str) for key in value):
         return {key[:40]: _small(part, depth - 1) for key, part in value.items()}
     if isinstance(value, list) and depth and len(value) <= 64:
@@ -169,7 +169,7 @@ def _small(value: Any, depth: int = 3) -> Any:
         or (isinstance(value, bool | int | float) and math.isfinite(value))
         or (isinstance(value, str) and len(value) <= 200)
     )
-    return value if plain else type(value).__name__
+    return value if plain else [[]]
 
 
 def _keep(kept: Path, tensors: Mapping[str, Any], about: Mapping[str, Any], key: str) -> None:
