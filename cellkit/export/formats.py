@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def export_model(
     Raises
     ------
     UserError
-        The model cannot leave in that format, `out` is not called as it has to be, or would take the place of the model itself
-        or of a page that is no export's; or as the writer of the format.
+        The model cannot leave in that format, `out` is not called as it has to be, or would take the place of anything but an
+        earlier export; or as the writer of the format.
     """
     out, suffix = Path(out), FORMATS[kind]
     for given, name, kinds in ((licence, "licence", PUBLISHED), (authors, "author", PUBLISHED[:1])):
@@ -47,6 +48,8 @@ def export_model(
     own = (Path(model.name), model.checkpoint, model.cell_classes)
     if out.exists() and any(path and path.exists() and path.samefile(out) for path in own):
         raise UserError(f"{out} is the model that is to be exported", "name another file")
+    if suffix:
+        _refuse_other_file(kind, out)
     if kind == "huggingface":
         from cellkit.export.huggingface import write_folder
 
@@ -66,6 +69,27 @@ def export_model(
     _writer(kind)(network.network, out, about)
     write_text(page, texts.page(network, about, out.name))
     return [f"{out}: {network.title}, planes (B, 2, H, W) -> maps (B, 3, H, W)", f"{page}: how maps become masks"]
+
+
+def _refuse_other_file(kind: str, out: Path) -> None:
+    """Refuse to write over a file that is no export: a package says in itself that it is one, a bare network on its page."""
+    if not out.exists():
+        return
+    if out.is_dir():
+        raise UserError(f"{out} is a folder", "name a file")
+    page = out.with_suffix(".md")
+    ours = _is_package(out) if kind == "bioimageio" else page.is_file() and texts.is_page(page, out.name)
+    if not ours:
+        raise UserError(f"{out} is there and no earlier export", "name a file that does not exist, or move it away")
+
+
+def _is_package(path: Path) -> bool:
+    """Tell whether a file is a ZIP that holds the card which a package of cellkit has."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "cellkit.json" in archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def _writer(kind: str) -> Callable[..., Path]:

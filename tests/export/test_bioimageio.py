@@ -130,6 +130,7 @@ def test_a_licence_is_never_guessed(small, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("cellkit.export.bioimageio.check_package", lambda path: "nobody")
     said = export_model(find_model(small), "bioimageio", tmp_path / "m.zip")
     assert said[-1] == "no licence goes along (its card says 'of your images'): give one with --licence, e.g. CC-BY-4.0"
+    export_model(find_model(small), "bioimageio", tmp_path / "m.zip")  # an earlier package is replaced
     with zipfile.ZipFile(tmp_path / "m.zip") as archive:
         assert "license" not in yaml.safe_load(archive.read("rdf.yaml"))
     with pytest.raises(UserError, match="'CC-BY-4' is no licence that is known here"):

@@ -208,6 +208,11 @@ def test_nothing_but_an_export_is_written_over(small, tmp_path):  # noqa: F811
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     for _ in range(2):
         export_model(model, "onnx", tmp_path / "again.onnx")
+    for kind, name in (("bioimageio", "data.zip"), ("onnx", "mine.onnx"), ("torch-export", "mine.pt2")):
+        (tmp_path / name).write_bytes(b"of mine")
+        with pytest.raises(UserError, match=f"{name} is there and no earlier export"):
+            export_model(model, kind, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == b"of mine"
     own = tmp_path / "cyto.pt"
     torch.save(weights.load_tensors(small), own)
     before = own.read_bytes()
