@@ -117,9 +117,7 @@ def write_bundle(
         if out.suffix.lower() == ".zip":
             _zip(folder, out)
         else:
-            if out.exists():
-                shutil.rmtree(out)
-            folder.rename(out)
+            _put_in_place(folder, out, Path(made) / "replaced")
     return manifest
 
 
@@ -151,6 +149,18 @@ def profile_of(name: str) -> str:
     if profile is None:
         raise UserError(f"{name} does not say for which competition it is", "name it: --profile sartorius or dsb2018")
     return profile
+
+
+def _put_in_place(folder: Path, out: Path, aside: Path) -> None:
+    """Let a folder take the place of another, which stays whole until it has: if that fails, it is put back."""
+    if out.exists():
+        out.rename(aside)
+    try:
+        folder.rename(out)
+    except BaseException:
+        if aside.exists():
+            aside.rename(out)
+        raise
 
 
 def _refuse_other(out: Path, wheels: str | Path | None) -> None:

@@ -329,3 +329,20 @@ def test_models_that_share_a_segmenter_or_differ_in_their_card_alone_lie_apart(u
     assert len({one.checkpoint.parent for one in ours.members}) == 3
     with pytest.raises(UserError, match="would take the place of another classes.safetensors"):
         copy_files(find_model(names[1]), ours.members[0].checkpoint.parent, "models")
+
+
+def test_a_bundle_that_cannot_be_put_in_place_leaves_the_earlier_one(run_dir, tmp_path, monkeypatch):  # noqa: F811
+    out, rename = tmp_path / "b", Path.rename
+    write_bundle(f"{run_dir}:threshold", out, "sartorius", {"min_area_px": 30})
+    before = (out / "manifest.json").read_bytes()
+
+    def full(path, to):
+        if path.name == "bundle":
+            raise OSError(28, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bundle(f"{run_dir}:threshold", out, "sartorius", {"min_area_px": 40})
+    assert (out / "manifest.json").read_bytes() == before
+    check_bundle(out)
