@@ -75,7 +75,7 @@ def write_bundle(
         No such model, one that takes images of a run to choose, no lock, a wheel that is another file, or a place that is no
         bundle.
     """
-    out = Path(out)
+    out = _place_of(out)
     model, settings = _model_of(name, overrides), dict(overrides or {})
     run, key = of_a_run(model.name)
     title = f"{Path(run).name}:{key}" if run else Path(model.name).name
@@ -149,6 +149,14 @@ def profile_of(name: str) -> str:
     if profile is None:
         raise UserError(f"{name} does not say for which competition it is", "name it: --profile sartorius or dsb2018")
     return profile
+
+
+def _place_of(out: str | Path) -> Path:
+    """Return where a bundle goes: where a link leads; refuse the current folder, and one that holds it."""
+    place, here = Path(out).resolve(), Path.cwd().resolve()
+    if place == here or place in here.parents:
+        raise UserError(f"'{out}' is the current folder, or holds it", "name a new folder, or a .zip file")
+    return place if Path(out).is_symlink() else Path(out)
 
 
 def _put_in_place(folder: Path, out: Path, aside: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -346,3 +347,15 @@ def test_a_bundle_that_cannot_be_put_in_place_leaves_the_earlier_one(run_dir, tm
         write_bundle(f"{run_dir}:threshold", out, "sartorius", {"min_area_px": 40})
     assert (out / "manifest.json").read_bytes() == before
     check_bundle(out)
+
+
+def test_a_link_to_a_folder_is_followed_and_the_current_folder_refused(run_dir, tmp_path, said):  # noqa: F811
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far/away")
+    write_bundle(f"{run_dir}:threshold", tmp_path / "link", "sartorius")
+    assert (tmp_path / "link").is_symlink()
+    check_bundle(tmp_path / "far/away")
+    os.chdir(tmp_path / "far")
+    for name in (".", "..", "../far/"):
+        code, _, err = said("kaggle-bundle", f"{run_dir}:threshold", "-o", name, "--profile", "dsb2018")
+        assert code == 2 and "is the current folder, or holds it" in err
