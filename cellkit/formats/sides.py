@@ -272,8 +272,9 @@ def without_proposed(truth: CellDataset, found: CellDataset) -> tuple[CellDatase
         No image is left, see `refuse_proposed`.
     """
     refuse_proposed(truth)
-    kept = [k for k in range(len(truth.records)) if not truth.made_by or truth.made_by[k] != "proposed"]
-    left = [record.image_id for k, record in enumerate(truth.records) if k not in set(kept)]
+    by_model = [maker == "proposed" for maker in truth.made_by]
+    kept = [k for k, one in enumerate(by_model) if not one]
+    left = [record.image_id for record, one in zip(truth.records, by_model, strict=True) if one]
     return (truth.subset(kept), found.subset(kept), left) if left else (truth, found, [])
 
 

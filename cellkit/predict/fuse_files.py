@@ -77,8 +77,9 @@ def _numbered(side: CellDataset, found, names: list[str]):
 
 
 def _refuse_others(first: CellDataset, side: CellDataset, pairs: dict[int, int], common: bool) -> None:
+    used = set(pairs.values())
     lacking = [record.image_id for k, record in enumerate(first.records) if k not in pairs]
-    extra = [record.image_id for k, record in enumerate(side.records) if k not in set(pairs.values())]
+    extra = [record.image_id for k, record in enumerate(side.records) if k not in used]
     if (lacking or extra) and not common:
         problems = [
             f"{counted(len(names), 'image')} of {a.path} not in {b.path} ({first_names(names)})"

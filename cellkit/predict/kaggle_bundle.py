@@ -283,7 +283,7 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
     """
     from cellkit.cells.disjoint import resolve_overlaps
     from cellkit.cells.instances import Instances
-    from cellkit.cells.names import stem_of
+    from cellkit.cells.names import repeated, stem_of
     from cellkit.formats.coco_reading import read_coco
     from cellkit.formats.submission import write_submission
     from cellkit.formats.submission_check import sample_ids
@@ -294,7 +294,7 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
     wanted = sample_ids(sample, about["profile"])
     stems = [stem_of(path) for path, _ in find_images([images], outside=[])]
     present = set(stems)
-    if twice := sorted(name for name in present if stems.count(name) > 1):
+    if twice := repeated(stems):
         raise UserError(f"{images} has several images of the id {twice[0]}", "leave one of each there")
     _refuse_other_ids(wanted, present, sample, images)
     model = open_bundle(bundle)
@@ -302,7 +302,7 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
         done = predict_files(model, [images], Path(made) / "found.json")
         coco = read_coco(done.path)
     frames = [stem_of(record.path) for record in coco.records]
-    if twice := sorted(name for name in set(frames) if frames.count(name) > 1):
+    if twice := repeated(frames):
         raise UserError(f"the image {twice[0]} has several frames", "give files of one image each")
     found = dict(zip(frames, coco.instances, strict=True))
     unread = [name for name in wanted if name not in found]
