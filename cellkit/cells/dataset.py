@@ -100,6 +100,8 @@ class CellDataset:
         Predictions of a run: the images are those its models were to predict, no others.
     notes : tuple of str
         What was read otherwise than it stands in the file, one sentence each.
+    unscored : dict of str -> (H, W)
+        Names of images that the file has and its competition does not score: they are none of these images.
     """
 
     records: list[ImageRecord]
@@ -114,6 +116,7 @@ class CellDataset:
     run: Path | None = None
     of_model: bool = False
     notes: tuple[str, ...] = ()
+    unscored: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.made_by:

@@ -7,10 +7,11 @@ from pathlib import Path
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.names import plain_stem
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.formats.any import Reading
-from cellkit.formats.competitions import profiles
+from cellkit.formats.competitions import get_profile, profiles
 from cellkit.formats.submission import is_truth_table, read_submission, read_truth_table
+from cellkit.formats.submission_check import read_rows
 
 TITLE = "a Kaggle CSV"
 
@@ -31,7 +32,9 @@ def read(path: Path, how: Reading) -> CellDataset:
         Nothing tells how it counts pixels, or how large its images are.
     """
     if is_truth_table(path):
-        return CellDataset(*read_truth_table(path), path=path)
+        records, cells, classes, unscored = read_truth_table(path)
+        what = f"{counted(len(unscored), 'image')} of {path} left out: the competition does not score them (Usage: Ignored)"
+        return CellDataset(records, cells, classes, path=path, notes=(what,) if unscored else (), unscored=unscored)
     if how.profile is None:
         raise UserError(
             f"{path} is a CSV, and no profile says how it counts pixels", f"add --profile {' or '.join(profiles())}"
@@ -39,6 +42,9 @@ def read(path: Path, how: Reading) -> CellDataset:
     shapes = how.shapes
     if shapes is None and how.of is not None:
         shapes = {plain_stem(r.path): (r.height_px, r.width_px) for r in how.of.records}
+        if how.of.unscored:
+            _, _, named = read_rows(path, get_profile(how.profile), None)
+            shapes |= {name: shape for name, shape in how.of.unscored.items() if name in named}
     if shapes is None:
         raise UserError(f"{path} does not tell how large its images are", "give the folder of the images: --images DIR")
     found = read_submission(path, how.profile, shapes, allow_overlaps=True)

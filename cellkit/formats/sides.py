@@ -148,6 +148,7 @@ def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) ->
     strictest that fits any, the rest by looser ones where no folders contradict (`cellkit.cells.names.best_pairs`).
     Classes are matched by name; where the two sides share no name, or no cell found has a class, classes are dropped. That,
     and classes of cells found that the truth does not have, is noted with the second side.
+    Images that a competition's table of truth says it does not score are none of these.
     Images that a run's model did not predict are left out of the truth; where the truth is of the same run, so are
     those that the truth lacks.
 
@@ -163,8 +164,9 @@ def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) ->
     """
     places = best_pairs(truth.records, found.records, NAMES)
     used = set(places.values())
-    missing = [r.image_id for k, r in enumerate(truth.records) if k not in places]
-    extra = [r.image_id for k, r in enumerate(found.records) if k not in used]
+    unscored = frozenset(map(same, {**truth.unscored, **found.unscored}))
+    missing = [r.image_id for k, r in enumerate(truth.records) if k not in places and not _is_one_of(r, unscored)]
+    extra = [r.image_id for k, r in enumerate(found.records) if k not in used and not _is_one_of(r, unscored)]
     if not places:
         raise UserError(
             f"none of the {len(extra)} images of {found.path} ({first_names(extra)}) is in {truth.path} ({first_names(missing)})",
@@ -187,6 +189,11 @@ def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) ->
                 "compare cells of the very same images",
             )
     return _same_classes(truth, found)
+
+
+def _is_one_of(record: ImageRecord, names: frozenset[str]) -> bool:
+    """Tell whether an image is called by one of these names, which are as `same` has them."""
+    return bool(names) and any(names & of(record) for of in NAMES)
 
 
 NAMES: tuple[Callable[[ImageRecord], frozenset[str]], ...] = (

@@ -104,6 +104,9 @@ def read_submission(
     return {k: Instances.from_kaggle_rle(texts[k], shape, profile.order) for k, shape in shapes.items()}
 
 
+IGNORED = "ignored"  # the Usage of rows that DSB2018 does not score
+
+
 # ---- tables of truth -----------------------------------------------------------------------------------------------
 def _pixel_columns() -> dict[str, str]:
     """Return {column of a table of truth: how its pixels are counted}."""
@@ -122,8 +125,12 @@ def is_truth_table(path: str | Path) -> bool:
     return {"height", "width"} <= names and bool(names & set(_pixel_columns())) and bool(names & set(_id_columns()))
 
 
-def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instances], tuple[str, ...]]:
-    """Read Sartorius' train.csv (id, annotation, width, height, cell_type, ...), or DSB2018's stage1_solution.csv.
+def read_truth_table(
+    path: str | Path,
+) -> tuple[list[ImageRecord], list[Instances], tuple[str, ...], dict[str, tuple[int, int]]]:
+    """Read Sartorius' train.csv (id, annotation, width, height, cell_type, ...), or a solution of DSB2018.
+
+    Images whose Usage is Ignored, in stage2_solution_final.csv, are not scored by the competition and are left out.
 
     Returns
     -------
@@ -133,6 +140,8 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
         Overlaps are kept.
     classes : tuple of str
         The cell types, sorted; empty where the table has none.
+    unscored : dict of str -> (H, W)
+        What is left out.
 
     Raises
     ------
@@ -150,6 +159,7 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
     column = next(name for name in orders if name in rows[0])
     sizes: dict[str, tuple[int, int]] = {}
     images: dict[str, list[tuple[str, str]]] = {}
+    unscored: dict[str, tuple[int, int]] = {}
     for line, row in enumerate(rows, 2):
         name, text = next(filter(None, map(row.get, ids)), ""), row[column].strip(" ")
         size = row["height"].removesuffix(".0"), row["width"].removesuffix(".0")
@@ -158,6 +168,9 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
         shape = int(size[0]), int(size[1])
         if sizes.setdefault(name, shape) != shape:
             raise UserError(f"{path} line {line}: image '{name}' has two sizes", "use the table as it came")
+        if row.get("usage", "").strip().lower() == IGNORED:
+            unscored[name] = shape
+            continue
         cells = images.setdefault(name, [])
         if not text:
             continue
@@ -165,6 +178,8 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
         if fault:
             raise UserError(f"{path} line {line}: {fault}", "use the table as it came")
         cells.append((text, row.get("cell_type", "").strip()))
+    if not images:
+        raise UserError(f"{path} has no image that is scored: the Usage of all is Ignored", "use the table as it came")
     classes = tuple(sorted({kind for cells in images.values() for _, kind in cells if kind}))
     number = {kind: k for k, kind in enumerate(("", *classes))}
     records, instances = [], []
@@ -173,4 +188,4 @@ def read_truth_table(path: str | Path) -> tuple[list[ImageRecord], list[Instance
         records.append(ImageRecord(name, name, *sizes[name], cell_type=kinds.pop() if len(kinds) == 1 else ""))
         found = Instances.from_kaggle_rle([text for text, _ in cells], sizes[name], orders[column])
         instances.append(found.with_classes([number[kind] for _, kind in cells]))
-    return records, instances, classes
+    return records, instances, classes, {name: shape for name, shape in unscored.items() if name not in images}

@@ -312,3 +312,21 @@ def test_proposals_stay_proposals_on_the_way_through_coco(tmp_path, said):
         assert said("coco", source, "-o", out)[0] == 0
         images = read_json(out)["images"]
         assert [image.get("labels") for image in images] == ["proposed", "corrected", None]
+
+
+def test_images_that_dsb2018_does_not_score_are_left_out_of_both_sides(tmp_path, said):
+    head, rows = "ImageId,EncodedPixels,Height,Width,Usage\n", "a,4 2,3,4,Public\nb,,3,4,Private\n"
+    table = tmp_path / "stage2_solution_final.csv"
+    table.write_text(f"{head}{rows}x,1 1,3,4,Ignored\ny,1 1,3,4,Ignored\n")
+    for name in "abxy":
+        write_png(tmp_path / f"images/{name}.png", np.zeros((3, 4, 3), np.uint8))
+    for k, extra in enumerate(("", "x,1 2\n", "x,\ny,\n")):
+        (tmp_path / f"{k}.csv").write_text(f"ImageId,EncodedPixels\na,4 2\nb,\n{extra}")
+        images = ("--images", tmp_path / "images") if k == 2 else ()
+        for sides in ((table, tmp_path / f"{k}.csv"), (tmp_path / f"{k}.csv", table)):
+            flags = ("--profile", "dsb2018", "--convention", "kaggle", "--bootstrap", "0", *images)
+            code, out, err = said("score", *sides, *flags)
+            assert code == 0 and "kaggle        1.000" in out and "2 images of" in err and "(Usage: Ignored)" in err
+    table.write_text(f"{head}x,1 1,3,4,Ignored\n")
+    with pytest.raises(UserError, match="no image that is scored"):
+        read_side(table)

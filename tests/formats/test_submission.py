@@ -278,7 +278,7 @@ def test_the_competitions_own_table_is_a_truth(tmp_path, said):
     table = tmp_path / "train.csv"
     table.write_text(TRAIN + "a,2 1 6 1,4,3,shsy5y,x,y,z,w\na,3 2,4,3,shsy5y,x,y,z,w\nb,1 4,4,3,astro,x,y,z,w\n")
     assert is_truth_table(table)
-    records, cells, classes = read_truth_table(table)
+    records, cells, classes, _ = read_truth_table(table)
     assert [(r.image_id, r.height_px, r.width_px, r.cell_type) for r in records] == [
         ("a", 3, 4, "shsy5y"),
         ("b", 3, 4, "astro"),
@@ -291,7 +291,7 @@ def test_the_competitions_own_table_is_a_truth(tmp_path, said):
         assert code == 0 and "kaggle        1.000" in out, err
     solution = tmp_path / "stage1_solution.csv"
     solution.write_text("ImageId,EncodedPixels,Height,Width,Usage\na,4 2,3,4,Public\nb,,3,4,Public\n")
-    _, cells, classes = read_truth_table(solution)
+    _, cells, classes, _ = read_truth_table(solution)
     assert (classes, [len(x) for x in cells]) == ((), [1, 0])
     np.testing.assert_array_equal(np.argwhere(cells[0].paint()), [[0, 1], [1, 1]])
     assert not is_truth_table(submission)
