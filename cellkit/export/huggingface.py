@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellkit.errors import UserError
-from cellkit.export.licences import hub_name, licence_of, said_of
+from cellkit.export.licences import hub_name, joined_words, licence_of, said_of
 from cellkit.export.network import diameter_shown, parents_of, title_of_model
 from cellkit.export.texts import measured
 from cellkit.files import read_json, write_json, write_text
 from cellkit.predict.model import KEPT_CONVERSION, Model
+
+if TYPE_CHECKING:
+    from cellkit.models.weights import Card
 
 NAME, CARD = "model.safetensors", "model.json"
 PAGE = """---
@@ -76,13 +80,16 @@ def write_folder(model: Model, out: str | Path, licence: str | None) -> list[str
             finds = weights.copy_checkpoint(model.checkpoint, folder / model.checkpoint.stem)
         _as_read(finds, model)
         _keep_conversion(folder / CARD, model)
-        card = weights.read_card(folder / NAME)
-        spdx = licence_of(licence, card.licence)
-        write_text(folder / "README.md", _page(model, card, spdx))
+        cards = [weights.read_card(folder / NAME)]
+        if finds.name != NAME and finds.with_suffix(".json").is_file():
+            cards.append(weights.read_card(finds))
+        words = joined_words([card.licence for card in cards])
+        spdx = licence_of(licence, words)
+        write_text(folder / "README.md", _page(model, cards, words, spdx))
         if out.exists():
             out.rename(Path(made) / "replaced")
         folder.rename(out)
-    return said_of(spdx, card.licence)
+    return said_of(spdx, words)
 
 
 def _refuse_others(out: Path) -> None:
@@ -154,11 +161,13 @@ Files are converted as those of its training: {how.text}{resized} (`conversion` 
 """
 
 
-def _page(model: Model, card: Any, licence: str | None) -> str:
+def _page(model: Model, cards: Sequence[Card], words: str, licence: str | None) -> str:
+    """Return the page of a model, whose cards are of what is opened and, where that is another, of what finds the cells."""
     import yaml
 
     from cellkit.models import title_of
 
+    card = cards[0]
     head = {
         "license": hub_name(licence),
         "library_name": "cellkit",
@@ -174,7 +183,7 @@ def _page(model: Model, card: Any, licence: str | None) -> str:
         card=CARD,
         config=json.dumps(card.config, indent=1),
         converted=_converted(model),
-        parents=", ".join(parents_of(card)) or "not known",
-        licence=card.licence or "it names none",
+        parents=", ".join(dict.fromkeys(name for one in cards for name in parents_of(one))) or "not known",
+        licence=words or "it names none",
         measured=measured(card.metrics),
     )

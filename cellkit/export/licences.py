@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cellkit.errors import UserError, nearest
 
 LICENCES = (
@@ -33,6 +35,22 @@ def licence_of(given: str | None, card: str) -> str | None:
         return given
     first = card.split()[0].rstrip(",;:") if card.split() else ""
     return first if first in LICENCES else None
+
+
+def joined_words(cards: Sequence[str]) -> str:
+    """Return what the cards of a model's parts say of licences, as one text; it begins with a licence where all begin with that.
+
+    Examples
+    --------
+    >>> joined_words(["CC0-1.0 (drawn)", "CC0-1.0"]), joined_words(["", "CC0-1.0"]), joined_words(["of your images"])
+    ('CC0-1.0 (drawn); CC0-1.0', 'of its parts: none named; CC0-1.0', 'of your images')
+    """
+    told = list(dict.fromkeys(cards))
+    if not any(told):
+        return ""
+    text = "; ".join(words or "none named" for words in told)
+    named = {licence_of(None, words) for words in told}
+    return text if len(told) == 1 or (len(named) == 1 and None not in named) else f"of its parts: {text}"
 
 
 def hub_name(licence: str | None) -> str:

@@ -232,3 +232,6 @@ def test_classes_and_the_model_that_finds_the_cells_go_to_the_hub_together(small
         back = find_model(tmp_path / "hub/model.safetensors")
         assert back.cell_classes.parent == back.checkpoint.parent == tmp_path / "hub"
         assert (back.classes, back.config["min_area_px"]) == (("HEK", "N2a"), area)
+    page = (tmp_path / "hub/README.md").read_text()
+    assert "Trained from: starter_light." in page and "of its parts: none named; of your images" in page
+    assert "license: other" in page
