@@ -199,7 +199,8 @@ class TestPredictAndScore:
         assert said("predict", "threshold", "-o", "out.json", "--", "-x.png")[0] == 0
         assert said("predict", "-o", "-y.json", "--", "threshold", "-x.png")[0] == 2, "an option's value needs ./"
         assert said("predict", "-o", "./-y.json", "--", "threshold", "-x.png")[0] == 0
-        assert said("score", "--bootstrap", "0", "--", "-y.json", "-y.json")[0] == 0
+        Path("-t.json").write_text(Path("-y.json").read_text().replace('"labels": "proposed"', '"labels": "corrected"'))
+        assert said("score", "--bootstrap", "0", "--", "-t.json", "-y.json")[0] == 0
         assert said("inspect", "--", "-x.png")[0] == 0
         write_labels(Path("-labels/-x.tif"), np.eye(128, dtype=np.int32))
         assert said("coco", "-o", "c.json", "--", "-labels")[0] == 0

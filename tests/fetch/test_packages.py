@@ -173,7 +173,9 @@ def test_checkpoint_in_the_cache_that_was_changed_is_refused(tmp_path):
         find_weights(zipped)
 
 
-@pytest.mark.parametrize("told", [{"scale": float("nan")}, {"channels": {"nuclei": [[["a"]]]}}, ["x"] * 99, {"axes": "x" * 999}])
+@pytest.mark.parametrize(
+    "told", [{"scale": float("nan")}, {"channels": {"nuclei": [[["a"]]]}}, ["x"] * 99, {"axes": "x" * 999}]
+)
 def test_a_conversion_of_others_is_kept_small_and_checked(tmp_path, told):
     zipped = package(tmp_path / "model.zip", config={"cellkit": {"conversion": told}})
     with pytest.raises(UserError, match="the conversion of files that comes with a model has "):
