@@ -1,4 +1,4 @@
-"""A search over settings of a run: trainings on its training images, compared on images that judge nothing later."""
+"""A search over settings of a run: trainings on its training images, compared on others that teach none of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import SEARCH
 from cellkit.models import get_backend
-from cellkit.models.gate import choosers, unit_of
+from cellkit.models.gate import Regime, choosers, regime_of, unit_of
 from cellkit.run.folder import Run
 from cellkit.run.foretold_rounds import foretell_search, noted_search
 from cellkit.run.notebooks import notebooks_of
@@ -76,9 +76,10 @@ def run_search(
     """Search settings of notebook 03 or 05 by successive halving, see `cellkit.evaluate.halving`.
 
     The notebooks before are run first, where they are not finished. Trials are compared on the validation images that choose
-    (`cellkit.models.gate.choosers`); where none does, because they are fewer than twelve, on a fourth of the training images,
-    which then teach no trial. Neither the images that judge nor test images are looked at. A trial that is finished is kept in
-    ``RUN/search``: a search that was killed and is repeated goes on.
+    (`cellkit.models.gate`); where none does, because they are fewer than twelve, on a fourth of the training images, which then
+    teach no trial. Test images are never looked at. Of notebook 03 all labelled images judge where none chooses, and so those
+    that compared trials do: this is warned of. A trial that is finished is kept in ``RUN/search``: a search that was killed and
+    is repeated goes on.
 
     Parameters
     ----------
@@ -145,6 +146,16 @@ def _warn_seen(starts: Sequence[str]) -> None:
         )
 
 
+def _warn_judging(held: CellDataset, regime: Regime) -> None:
+    """Say that images which compare trials judge in notebook 03 too: there, where none chooses, all labelled images do."""
+    if judging := sum(record.image_id in regime.judges for record in held.records):
+        LOG.warning(
+            f"search: {judging} of {counted(len(held), 'image')} that compare trials judge in notebook 03 too, where with fewer "
+            "than twelve validation images (groups) with cells all labelled images judge: the gain of its tuned model over the "
+            "base is flattered by settings chosen here; test images are not looked at"
+        )
+
+
 def _section_of(over: Mapping[str, Any]) -> str:
     sections = sorted({key.partition(".")[0] for key in over})
     if len(sections) != 1 or sections[0] not in BEFORE:
@@ -165,7 +176,8 @@ def _parts(run: Run, section: str, seed: int) -> tuple[CellDataset, CellDataset,
         vals = run.find_all("coco_val")
         val = read_coco(vals["coco_val"], run.folder) if vals else train.subset([])
     known = val.without_proposed()
-    names = set(choosers(known.records))
+    regime = regime_of(labelled) if section == "finetune" else None  # notebook 03 judges by this, no other trains so
+    names = set(choosers(known.records) if regime is None else regime.choosers)
     if names:
         held = known.subset([record.image_id in names for record in known.records])
         return train, held, f"the {counted(len(held), 'validation image')} that choose"
@@ -180,6 +192,8 @@ def _parts(run: Run, section: str, seed: int) -> tuple[CellDataset, CellDataset,
     aside = {unit_of(record) for record in k_folds(taught.records, min(PARTS, units), seed, by="group")[0]}
     held = taught.subset([unit_of(record) in aside for record in taught.records])
     rest = train.subset([unit_of(record) not in aside for record in train.records])
+    if regime is not None:
+        _warn_judging(held, regime)
     return rest, held, f"{counted(len(held), 'training image')} held back, as no validation image chooses"
 
 

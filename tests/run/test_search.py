@@ -6,12 +6,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from run_cases import TWO, here, write_notebook  # noqa: F401
 from test_folds import CONFIG, LABEL
 
+from cellkit.cells.dataset import CellDataset
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from cellkit.commands.search import over_of
 from cellkit.errors import UserError
 from cellkit.evaluate import folds
@@ -19,6 +24,8 @@ from cellkit.files import PACKAGE, locked
 from cellkit.forecast.stages import Forecast
 from cellkit.formats.coco_reading import read_coco
 from cellkit.manifest import read_manifest
+from cellkit.models.gate import regime_of
+from cellkit.run import search
 from cellkit.run.foretold_rounds import noted_search
 from cellkit.run.search import run_search
 from cellkit.show.search import show_search
@@ -37,7 +44,7 @@ def drawn(here):  # noqa: F811
     return here
 
 
-def test_a_search_compares_on_images_that_judge_nothing_and_goes_on_where_it_was(drawn, monkeypatch, capsys):
+def test_a_search_compares_on_images_that_taught_nothing_and_goes_on_where_it_was(drawn, monkeypatch, capsys):
     looked = []
     real = folds.predict_all
     monkeypatch.setattr(
@@ -74,6 +81,21 @@ def test_a_search_compares_on_images_that_judge_nothing_and_goes_on_where_it_was
     monkeypatch.setattr(folds, "package_sha256", lambda: "other code")
     run_search("configs/demo.yaml", OVER, 6, **HOW)
     assert len(looked) == 6, "trials of other code are run again"
+
+
+@pytest.mark.parametrize(("empty", "judging"), [(0, False), (4, True)])
+def test_it_is_said_where_images_that_compare_trials_judge_in_notebook_03(empty, judging, monkeypatch, capsys):
+    """Of fourteen validation images ten with cells are too few to choose: there all labelled images judge."""
+    records = [ImageRecord(f"{split}{k}", "", 4, 4, split=split) for split in ("train", "val") for k in range(14)]
+    cells = [Instances.from_labels(np.eye(4, dtype=int))] * (28 - empty) + [Instances.empty((4, 4))] * empty
+    labelled = CellDataset(records, cells, made_by=["truth"] * 28)
+    monkeypatch.setattr(search, "read_coco", lambda *more: labelled)
+    train, held, _ = search._parts(SimpleNamespace(find=str, folder=""), "finetune", 0)
+    names = {record.image_id for record in held.records}
+    assert bool(names & set(regime_of(labelled).judges)) == judging
+    assert ("that compare trials judge in notebook 03 too" in capsys.readouterr().err) == judging
+    assert names.isdisjoint(record.image_id for record in train.records)
+    assert {record.split for record in held.records} == {"train" if judging else "val"}
 
 
 def test_a_search_is_done_though_another_command_writes_where_it_would_be_noted(tmp_path, capsys):
