@@ -14,6 +14,7 @@ import numpy as np
 from cellkit.models import weights
 
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)  # from the base to the tuned weights
+NO_CHECK_AT_0 = ("flow_threshold",)  # settings whose 0 is the loosest of all, not the strictest
 
 
 def steps_between(base: Path | None, tuned: Path) -> tuple[float, ...]:
@@ -72,17 +73,23 @@ def interpolate(base: Path, tuned: Path, step: float, to: Path) -> Path:
 def settings_between(ours: Mapping[str, Any], theirs: Mapping[str, Any], step: float) -> dict[str, Any]:
     """Return the second of two settings with its numbers, also those in mappings, so far between them; whole ones stay whole.
 
+    Where one of them checks flows and the other does not (0), nothing lies between: that of the nearer end is taken.
+
     Examples
     --------
     >>> base, tuned = {"diameter_px": 30.0, "min_area_px": 15}, {"diameter_px": 40.0, "min_area_px": 30, "channels": "both"}
     >>> settings_between(base, tuned, 0.25)
     {'diameter_px': 32.5, 'min_area_px': 19, 'channels': 'both'}
+    >>> [settings_between({"flow_threshold": 0.0}, {"flow_threshold": 0.4}, step)["flow_threshold"] for step in (0.25, 0.5)]
+    [0.0, 0.4]
     """
     between = dict(theirs)
     for key, value in theirs.items():
         other = ours.get(key)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             between[key] = settings_between(other, value, step)
+        elif key in NO_CHECK_AT_0 and 0 in (value, other):
+            between[key] = value if step >= 0.5 or other is None else other
         elif type(value) in (int, float) and type(other) in (int, float) and other != value:
             number = other + step * (value - other)
             between[key] = round(number) if isinstance(value, int) and isinstance(other, int) else number
