@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
+from cellkit.log import LOG
 from cellkit.models.averaging import Average
 
 
@@ -99,6 +100,7 @@ class State:
             with safe_open(self.last, "pt") as file:
                 meta = json.loads(file.metadata()["cellkit"])
                 if meta["fingerprint"] != self.fingerprint:
+                    LOG.info(f"{self.last} is of other labels, settings or arithmetic: the training begins anew")
                     return 0, History(), []
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except Exception as error:

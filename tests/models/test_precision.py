@@ -16,6 +16,7 @@ from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models import unet_maps, weights
 from cellkit.models.shared import inputs
+from cellkit.models.training import Plan, fingerprint
 from cellkit.models.unet_network import load_network
 from cellkit.scores.iou import overlaps
 from cellkit.scores.matching import count
@@ -61,6 +62,16 @@ def test_the_precision_of_a_training_is_in_the_card_and_its_predictions(drawn, t
     card = weights.read_card(checkpoint)
     assert card.config["precision"] == "float32" and card.metrics["arithmetic"] == "float32 on cpu"
     assert str(load_network(checkpoint)[0].arithmetic) == "float32 on cpu"
+
+
+def test_a_training_of_another_number_type_is_another(monkeypatch):
+    """What was killed on one processor does not go on in other numbers on the next."""
+    stamps = []
+    for has in (True, False, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has, raising=False)
+        network, _ = load_network(find_weights("starter_light"), "auto")
+        stamps.append(fingerprint(torch.nn.Sequential(network), [], Plan(1), "auto"))
+    assert stamps[0] != stamps[1] == stamps[2]
 
 
 def test_bfloat16_is_refused_where_it_would_not_be_meant():
