@@ -43,6 +43,7 @@ from cellkit.models.shared import diameter
 from cellkit.models.shared.contract import SMALLEST, Area, BatchSegmenter, Computed, Diameter, KeepsMaps, merged
 from cellkit.models.shared.cost import Cost, clock, timed_cost
 from cellkit.models.shared.fine_tuning import (
+    chosen_by,
     images_to_search,
     map_iou,
     refuse_small,
@@ -252,7 +253,8 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         choosing,
         *where_parts_matter(config),
     )
-    stamp = fingerprint(network, [item.arrays for item in loss_at.loss_at.items], plan, *rest)
+    items = [*(item.arrays for item in loss_at.loss_at.items), *chosen_by(pairs, choosing)]
+    stamp = fingerprint(network, items, plan, *rest)
     history = fit(network, loss_at, score, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     merge_lora(network)
     network.diam_labels.data.fill_(diameter.diameter_of(train.instances))

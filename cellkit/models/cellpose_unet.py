@@ -36,6 +36,7 @@ from cellkit.models.shared.cost import BATCH, Cost, timed_cost
 from cellkit.models.shared.diameter import FARTHEST
 from cellkit.models.shared.fine_tuning import (
     SEARCHED_ON,
+    chosen_by,
     images_to_search,
     refuse_small,
     refuse_untrainable,
@@ -280,7 +281,6 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     network, shared = loss_at.network, in_processes(loss_at)
     scored, choosing = scored_along(val, config.val_images)
     pairs = [val[i] for i in scored]
-    chose = [(image, truth.paint(unknown=-1)) for image, truth in pairs] if choosing else []
     scorer = Scorer(network, pairs, settings, Path(config.base).stem, out, config.map_cache_gb)
     if searched := _searched(config, settings):
         at = ", ".join(f"{key} {as_yaml(settings[key])}" for key in GRID)
@@ -289,7 +289,8 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
         )
     plan = plan_of(config, NAME)
     rest = (settings, config.precision, loss_at.recipe, config.frozen_levels, config.fixed_norms, scored, choosing)
-    stamp = fingerprint(network, [*(item.arrays for item in (*loss_at.items, *loss_at.replay)), *chose], plan, *rest)
+    items = [item.arrays for item in (*loss_at.items, *loss_at.replay)]
+    stamp = fingerprint(network, [*items, *chosen_by(pairs, choosing)], plan, *rest)
     history = fit(network, shared, scorer, plan, out, stamp, NAME, choosing, val.compared_by("validation score"))
     network.diam_labels.data.fill_(diameter_px)
     read_with, searched = _calibrated(network, train, config, out)

@@ -30,6 +30,7 @@ from cellkit.models.shared.contract import (
 )
 from cellkit.models.shared.cost import BATCH, Cost, Course, timed_cost
 from cellkit.models.shared.fine_tuning import (
+    chosen_by,
     images_to_search,
     refuse_untrainable,
     save_tuned,
@@ -325,8 +326,8 @@ def _taught(
     network = built(seed, config.precision)
     loss_at = CoordinateLoss(network, items, config.batch_size, seed, config.depth)
     plan = plan_of(config, NAME)
-    truths = [(truth.shape, len(truth)) for _, truth in pairs]
-    stamp = fingerprint(network, items, plan, used, config.batch_size, seed, config.depth, truths, choosing)
+    taught = [*items, *chosen_by(pairs, choosing)]
+    stamp = fingerprint(network, taught, plan, used, config.batch_size, seed, config.depth, choosing)
     score = lambda: _score(network, pairs, used)  # noqa: E731
     return network, fit(network, loss_at, score, plan, out, stamp, NAME, choosing, called)
 

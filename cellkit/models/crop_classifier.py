@@ -22,7 +22,7 @@ from cellkit.models.cell_classes import MOST_CELLS, chances_by, images_that_teac
 from cellkit.models.cell_regression import log_loss, right_share, softmax
 from cellkit.models.shared.contract import Computed, Schedule
 from cellkit.models.shared.cost import BATCH, Cost, Course, timed_cost
-from cellkit.models.shared.fine_tuning import scored_along
+from cellkit.models.shared.fine_tuning import chosen_by, scored_along
 from cellkit.models.shared.inputs import NORMALISE, vary
 from cellkit.models.shared.whole_light import percentiles
 from cellkit.models.training import fingerprint, fit, plan_of, random_state_kept
@@ -240,7 +240,8 @@ def train_crop_classifier(train: CellDataset, val: CellDataset, config: Settings
     score = lambda: -_log_loss(tell, pairs) if pairs else np.nan  # noqa: E731
     plan = plan_of(config, NAME)
     how = (config.batch_size, config.input_px, config.mask, config.seed, scored, choosing)
-    stamp = fingerprint(network, [*zip(cuts, levels, strict=True), (classes,)], plan, how)
+    items = [*zip(cuts, levels, strict=True), (classes,), *chosen_by(pairs, choosing)]
+    stamp = fingerprint(network, items, plan, how)
     history = fit(network, loss_at, score, plan, out, stamp, NAME, choosing and bool(pairs), "minus log loss")
     votes = learn_votes(train, STARTER, RING_PX) if config.votes == "all" else None
     metrics = {

@@ -35,6 +35,7 @@ from cellkit.models.shared.contract import (
 from cellkit.models.shared.cost import BATCH, Cost, timed_cost
 from cellkit.models.shared.fine_tuning import (
     SEARCHED_ON,
+    chosen_by,
     images_to_search,
     map_iou,
     refuse_small,
@@ -224,7 +225,7 @@ def train(train: CellDataset, val: CellDataset, config: TrainSettings, out: Path
     scorer = Scorer(network, pairs, targets, settings, kinds)
     plan = plan_of(config, NAME)
     items, rest = [one.arrays for one in loss_at.items], (settings, config.precision, loss_at.recipe, scored, choosing)
-    stamp = fingerprint(network, items, plan, shape, *rest, *as_many())
+    stamp = fingerprint(network, [*items, *chosen_by(pairs, choosing)], plan, shape, *rest, *as_many())
     history = fit(
         network,
         in_shares(loss_at, network),

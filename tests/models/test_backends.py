@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -187,3 +188,25 @@ def test_tiles_give_what_the_whole_gives(trained, drawn):
     whole = tiles.blend_tiles(forward, planes, 1024, 128)
     tiled = tiles.blend_tiles(forward, planes, 256, 128)
     assert tiled.shape == whole.shape and np.corrcoef(tiled.ravel(), whole.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    "name", each("cellpose_sam", "cellpose_unet", "coordinate", "maskrcnn_torchvision", "unet_border")
+)
+def test_a_training_is_another_where_the_labels_that_choose_are_others(name, drawn, tmp_path, monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begun(*arguments):
+        raise Begun(arguments[5])
+
+    backend = get_backend(name)
+    monkeypatch.setattr(detector_training if name.startswith("maskrcnn") else backend, "fit", begun)
+    val = drawn.subset([len(drawn) - 1] * 12)
+    val = replace(val, records=[replace(one, image_id=f"v{k}", split="val") for k, one in enumerate(val.records)])
+    own, stamps = val.instances[0], []
+    for cells in (own, own, own[1:], own.with_classes(3 - own.class_ids)):
+        with pytest.raises(Begun) as stamp:
+            backend.train(drawn.subset([0]), replace(val, instances=[cells] * 12), config_of(name), tmp_path)
+        stamps.append(str(stamp.value))
+    assert stamps[0] == stamps[1] and len(set(stamps)) == 3

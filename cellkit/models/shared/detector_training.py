@@ -27,6 +27,7 @@ from cellkit.models.shared.detector_batches import DetectorLoss, frozen_steps, s
 from cellkit.models.shared.detector_settings import DEFAULTS, Training
 from cellkit.models.shared.diameter import diameter_of
 from cellkit.models.shared.fine_tuning import (
+    chosen_by,
     class_score,
     images_to_search,
     refuse_small,
@@ -110,7 +111,8 @@ def train_detector(
     refuse_empty([item[0] for item in items], train, "any colour", "convert.channels")
     say_untrainable(items, train.records)
     scored, choosing = scored_along(val, config.val_images)
-    scorer = ClassScorer(model, [val[i] for i in scored], train.classes, settings)
+    looked_at = [val[i] for i in scored]
+    scorer = ClassScorer(model, looked_at, train.classes, settings)
     plan = plan_of(config, name)
     rest = (
         settings,
@@ -122,8 +124,8 @@ def train_detector(
         choosing,
         *as_many(),
     )
-    judges = [(val.instances[i].paint(), val.instances[i].class_ids) for i in scored if choosing]
-    stamp = fingerprint(model, [*items, *judges], plan, *rest, config.unfreeze_after, config.cells_per_step)
+    taught = [*items, *chosen_by(looked_at, choosing)]
+    stamp = fingerprint(model, taught, plan, *rest, config.unfreeze_after, config.cells_per_step)
     loss_at = in_shares(DetectorLoss(model, items, config), model)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
     kind_of = (lambda truth: line_of(truth.class_ids)) if config.search_by_line else (lambda truth: "")

@@ -87,6 +87,27 @@ def scored_along(val: CellDataset, most: int = 0) -> tuple[list[int], bool]:
     return scored, bool(names) and not empty
 
 
+def chosen_by(
+    pairs: Sequence[tuple[np.ndarray, Instances]], choosing: bool
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return what the choice of the weights depends on, for a training's fingerprint: pictures, labels and classes that choose.
+
+    Parameters
+    ----------
+    pairs : list of (image, truth)
+        The images that are scored along the way, see `scored_along`.
+    choosing : bool
+        Whether they choose; what is only watched changes no weights.
+
+    Examples
+    --------
+    >>> truth = Instances.from_labels(np.array([[1, 0]]))
+    >>> [[part.tolist() for part in one] for one in chosen_by([(np.zeros((1, 2)), truth)], True)]
+    [[[[0.0, 0.0]], [[1, 0]], [0]]]
+    """
+    return [(image, truth.paint(unknown=-1), truth.class_ids) for image, truth in pairs if choosing]
+
+
 def map_iou(pairs: Iterable[tuple[Instances, Instances]]) -> float:
     """Return MAP IoU (kaggle, mean of images) of (truth, found) pairs, one of each image; nan of none."""
     images = [overlaps(truth, scorable(truth, found)) for truth, found in pairs]
