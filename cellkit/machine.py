@@ -14,7 +14,7 @@ from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.log import LOG
-from cellkit.room import free_on, memory_of
+from cellkit.room import free_on, is_limited_worker, memory_of
 
 GB = 1e9
 RESERVE_BYTES = 50_000_000  # of a disk, left free
@@ -26,7 +26,7 @@ DATA_VARIABLE = "CELLKIT_DATA"  # names the folder of real data
 
 
 def memory() -> dict[str, float]:
-    """Return the memory of the machine, or of the container where that allows less, and what is free of it (GB)."""
+    """Return the memory of the machine, or of the container or worker where that allows less, and what is free of it (GB)."""
     found = memory_of()
     return {"total_gb": to_gb(found.total), "free_gb": to_gb(found.free)}
 
@@ -80,7 +80,7 @@ def check_memory(path: Path, needed_bytes: int, what: str) -> None:
     path : Path
         The image.
     needed_bytes : int
-        An estimate; nothing is checked below `CHECK_MEMORY_FROM_BYTES`.
+        An estimate; nothing is checked below `CHECK_MEMORY_FROM_BYTES`, but in a worker that has a limit of its own.
     what : str
         What is about to be done: "converting", "finding the cells of".
 
@@ -89,13 +89,15 @@ def check_memory(path: Path, needed_bytes: int, what: str) -> None:
     UserError
         Naming the file, what it takes and what is free.
     """
-    if needed_bytes < CHECK_MEMORY_FROM_BYTES:
+    if needed_bytes < CHECK_MEMORY_FROM_BYTES and not is_limited_worker():
         return
     free_gb = memory()["free_gb"]
     if needed_bytes > free_gb * GB:
         raise UserError(
             f"{what} {path.name} takes about {needed_bytes / GB:.1f} GB of memory, {free_gb:.1f} GB are free",
-            "cut the image into tiles, use fewer workers, or a machine with more memory",
+            "cut the image into tiles, raise cluster.memory, or do it without --cluster"
+            if is_limited_worker()
+            else "cut the image into tiles, use fewer workers, or a machine with more memory",
         )
 
 

@@ -19,6 +19,8 @@ from cellkit.errors import UserError
 UNLIMITED_BYTES = 2**60  # what control groups of version 1 say where there is no limit is larger
 IN_MEMORY = {"tmpfs", "ramfs"}  # file systems where room that is reserved is memory
 LIMITS = ("Max address space", "Max data size")  # ulimit -v, ulimit -d
+WORKER = "the memory of a worker (cluster.memory)"
+_WORKER_BYTES: list[int] = []  # of this process, where it is a worker of a cluster
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -33,7 +35,7 @@ class Memory:
 
 
 def memory_of(root: Path = Path("/")) -> Memory:
-    """Return the memory of the machine, or of the control group or limit that allows less.
+    """Return the memory of the machine, or of the control group or limit that allows less; of a worker no more than its own.
 
     Parameters
     ----------
@@ -54,7 +56,27 @@ def memory_of(root: Path = Path("/")) -> Memory:
     for name, limit in _limits(root):
         if limit < found.free:
             found = Memory(min(limit, found.total), limit, 0, f"the limit of this process ({name.lower()})")
+    for limit in _WORKER_BYTES:
+        if (free := max(limit - held_bytes(), 0)) < found.free:
+            found = Memory(min(limit, found.total), free, 0, WORKER)
     return found
+
+
+def limit_worker(most_bytes: int | None) -> None:
+    """Let this process, a worker, count on no more memory than that, with what it holds already; None = no limit of its own."""
+    _WORKER_BYTES[:] = [most_bytes] if most_bytes else []
+
+
+def is_limited_worker() -> bool:
+    """Tell whether this process is a worker that is ended when it holds more than its share."""
+    return bool(_WORKER_BYTES)
+
+
+def held_bytes() -> int:
+    """Return the memory that this process holds now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
 
 
 def _machine_memory(root: Path) -> Memory:

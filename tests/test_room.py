@@ -84,6 +84,17 @@ def test_a_limit_of_the_process_counts(machine):
     assert found.free == 1_500_000_000 and "max address space" in found.limited_by
 
 
+def test_a_worker_has_no_more_than_its_own(machine, monkeypatch):
+    monkeypatch.setattr(room, "held_bytes", lambda: 300_000_000)
+    try:
+        room.limit_worker(GB)
+        found = memory_of(machine())
+    finally:
+        room.limit_worker(None)
+    assert (found.total, found.free, found.limited_by) == (GB, 700_000_000, room.WORKER)
+    assert memory_of(machine()).limited_by == "this computer"
+
+
 def test_this_machine_has_some_memory_and_some_disk(tmp_path):
     assert 0 < memory_of().free <= memory_of().total
     here = disk_of("the run folder", tmp_path / "not" / "there")

@@ -15,6 +15,7 @@ from cellkit.cluster.remote import THREADS
 from cellkit.cluster.setting import ClusterSetting, is_address, is_file
 from cellkit.errors import UserError
 from cellkit.log import LOG
+from cellkit.room import memory_of
 
 NEEDS = {"local": ("distributed", "cryptography"), "kubernetes": ("distributed", "dask_kubernetes")}
 NEEDS |= dict.fromkeys(COMMANDS, ("distributed", "dask_jobqueue", "cryptography"))
@@ -121,7 +122,7 @@ def _open_local(setting: ClusterSetting, workers: int, security: Any) -> Any:
         security=security,
         dashboard_address="127.0.0.1:0",
         worker_dashboard_address="127.0.0.1:0",
-        memory_limit=setting.memory or "auto",
+        memory_limit=setting.memory or memory_of().total // workers,
         env=dict.fromkeys(THREADS, str(setting.cores)),
         scheduler_kwargs={"allowed_failures": 0},
         silence_logs=logging.CRITICAL,

@@ -214,7 +214,8 @@ class _Loop:
             deaths = (
                 f"{kills} workers died over it" if kills >= KILLS else f"{part.lost + 1} workers died before it began"
             )
-            return {part.first: (None, f"{deaths}, perhaps for want of memory")}
+            remedy = "raise cluster.memory, or do it without --cluster"
+            return {part.first: (None, f"{deaths}, perhaps for want of memory: {remedy}")}
         self.again += [Part(part.first + k, [item], kills, part.lost + 1) for k, item in enumerate(part.items)]
         return {}
 

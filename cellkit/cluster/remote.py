@@ -16,6 +16,7 @@ from typing import Any
 
 from cellkit.errors import StopAll, UserError, of_place, place_fault
 from cellkit.machine import keep_freed_memory
+from cellkit.room import limit_worker
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 MARK = ".cellkit-shared-"  # a file by which a worker sees that a folder is the same folder
@@ -165,7 +166,19 @@ def _made_ready(expected: bytes) -> UserError | None:
         del os.environ[name]
     os.environ.update(wanted.environ)
     set_threads(wanted.threads)
+    limit_worker(memory_of_worker())
     return None
+
+
+def memory_of_worker() -> int | None:
+    """Return the bytes that this worker may hold before Dask gives it nothing more to do; None where it has no limit."""
+    from distributed import get_worker
+
+    try:
+        manager = get_worker().memory_manager
+    except (ValueError, AttributeError):  # this process is no worker
+        return None
+    return int(manager.memory_limit * (manager.memory_pause_fraction or 1)) if manager.memory_limit else None
 
 
 @lru_cache

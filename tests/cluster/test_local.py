@@ -16,7 +16,7 @@ import pytest
 from distributed import Future
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from work import die_once, halve, kill_at_five, size_of, slowly, stop_at_three, where
+from work import ask_for, die_once, halve, kill_at_five, size_of, slowly, stop_at_three, where
 
 from cellkit.cluster import loop
 from cellkit.cluster.opened import Cluster, cluster_of, current
@@ -102,7 +102,14 @@ def test_what_is_no_fault_of_the_item_ends_the_loop(cluster):
 def test_an_item_that_kills_its_workers_is_left_out_alone_and_named(cluster):
     results, failed = map_items(kill_at_five, range(30), "kill", 1, name=lambda n: f"item {n}")
     assert results == [None if n == 5 else n for n in range(30)]
-    assert failed == [Quarantined("item 5", "3 workers died over it, perhaps for want of memory")]
+    why = "3 workers died over it, perhaps for want of memory: raise cluster.memory, or do it without --cluster"
+    assert failed == [Quarantined("item 5", why)]
+
+
+def test_what_a_worker_has_no_room_for_is_refused_by_it_before_it_dies(cluster):
+    (asked,) = map_items(ask_for, [2 * 10**9], "ask", 1)[1]
+    assert "takes about 2.0 GB of memory, 0." in asked.reason and "raise cluster.memory" in asked.reason
+    assert map_items(ask_for, [10**7], "ask", 1)[0] == [10**7]
 
 
 def test_workers_that_die_lose_nothing(cluster, tmp_path):

@@ -8,6 +8,13 @@ import time
 from pathlib import Path
 
 from cellkit.errors import StopAll, UserError
+from cellkit.machine import check_memory
+
+
+def ask_for(size: int) -> int:
+    """Ask whether there is room for so many bytes."""
+    check_memory(Path("image.tif"), size, "finding the cells of")
+    return size
 
 
 def halve(number: int) -> int:
