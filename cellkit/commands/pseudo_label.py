@@ -20,7 +20,10 @@ from cellkit.commands.shared import (
 from cellkit.errors import UserError, counted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from cellkit.microscope.frames import Frame
 
 ABOUT = "label images with models that are sure and agree, to train the next round with"
 ORDER = 4
@@ -61,42 +64,44 @@ def run(given: argparse.Namespace) -> Answer:
     UserError
         A limit that is no share, a folder among the images, models of other classes, or as `predict_files` and `write_pseudo`.
     """
+    import shutil
     from dataclasses import replace
     from pathlib import Path
 
-    from cellkit.cells.splits import name_groups
     from cellkit.config.reading import set_strings
     from cellkit.formats.coco_reading import read_coco
     from cellkit.labelling.pseudo import write_pseudo
+    from cellkit.microscope.file_info import LARGEST_PLANE_PX
     from cellkit.microscope.frames import find_frames, find_images
     from cellkit.predict.files import predict_files
     from cellkit.predict.joined import open_model
+    from cellkit.predict.outputs import parts_folder
 
     settings, out, workers = _limits(given), Path(given.out), workers_of(given)
-    _refuse_among(given.images, out, [path for path, _ in find_images(given.images, outside=[])])
+    listed = find_images(given.images, outside=[])
+    _refuse_among(given.images, out, [path for path, _ in listed])
+    frames = {frame.image_id: frame for frame in find_frames(listed, most_px=LARGEST_PLANE_PX)[0]}
+    groups = _groups_of(frames.values(), given.group_from)
     models = [open_model(name, set_strings(given.overrides)) for name in given.model]
     classes = tuple(dict.fromkeys(name for model in models for name in model.classes))
     found, quarantined = [], []
-    for number, model in enumerate(models, 1):
-        path = out / "found" / f"{number}.json"
+    paths = [out / "found" / f"{number}.json" for number in range(1, len(models) + 1)]
+    for path, model in zip(paths, models, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         how = conversion_of(given, model.conversion)
-        done = predict_files(model, given.images, path, conversion=how, workers=workers)
+        done = predict_files(model, given.images, path, conversion=how, workers=workers, keep_parts=True)
         quarantined += [one for one in done.quarantined if one not in quarantined]
         found.append(_by_id(read_coco(path), classes))
     records = [record for record, _ in found[0].values() if all(record.image_id in one for one in found)]
-    frames = {frame.image_id: frame for frame in find_frames(find_images(given.images, outside=[]))[0]}
     placed = [
-        replace(
-            record, group="/".join(Path(record.path).parts[:-1]),
-            scene=frames[record.image_id].scene, time=frames[record.image_id].time,
-        )
-        for record in records
-    ]  # fmt: skip
-    placed = name_groups(placed, given.group_from)
+        replace(record, group=groups[name], scene=frames[name].scene, time=frames[name].time)
+        for name, record in ((record.image_id, record) for record in records)
+    ]
     cells = [[one[record.image_id][1] for one in found] for record in records]
     files = {name: frame.path for name, frame in frames.items()}
     rows = write_pseudo(out, placed, cells, classes, files, settings, given.line or "")
+    for path in paths:
+        shutil.rmtree(parts_folder(path), ignore_errors=True)
     list_quarantined(quarantined)
     used = [row for row in rows if row["used"] == "yes"]
     labels, doubtful = (sum(row[key] for row in used) for key in ("cells", "doubtful"))
@@ -126,6 +131,29 @@ def _limits(given: argparse.Namespace):
             "give a lower score for doubtful cells",
         )
     return settings
+
+
+def _groups_of(frames: Iterable[Frame], pattern: str | None) -> dict[str, str]:
+    """Return the group of each image, by its id: what the expression finds in its name, else its folders.
+
+    Raises
+    ------
+    UserError
+        As `name_groups`; before any model has looked at an image.
+    """
+    from pathlib import Path
+
+    from cellkit.cells.records import ImageRecord
+    from cellkit.cells.splits import name_groups
+    from cellkit.predict.images import source_of
+
+    placed = [
+        ImageRecord(
+            one.image_id, one.relative, 1, 1, source=source_of(one), group="/".join(Path(one.relative).parts[:-1])
+        )
+        for one in frames
+    ]
+    return {record.image_id: record.group for record in name_groups(placed, pattern)}
 
 
 def _refuse_among(named: list[str], out: Path, images: list[Path]) -> None:

@@ -32,7 +32,7 @@ from cellkit.predict.each import ALONE, LARGE, FindAndWrite, Outcome, Outputs, R
 from cellkit.predict.images import read_picture
 from cellkit.predict.large_files import contents_of, find_large, refuse_form
 from cellkit.predict.model import AUTO, Model, is_unsized
-from cellkit.predict.outputs import ending_of, parts_of, refuse_corrections
+from cellkit.predict.outputs import ending_of, parts_folder, parts_of, refuse_corrections
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +67,7 @@ def predict_files(
     measured: bool = False,
     before: Callable[[list[Frame], int], None] | None = None,
     workers: int = 1,
+    keep_parts: bool = False,
 ) -> Predicted:
     """Find the cells of every image and write them as one COCO file with scores; one image in memory at a time and process.
 
@@ -98,6 +99,8 @@ def predict_files(
         Called with the images, and how many of them are done, before anything is written; may refuse.
     workers : int
         Processes that share the images, each with a model of its own; one where that is on a GPU. The same bytes for any number.
+    keep_parts : bool
+        Leave the finished images beside `out` (`parts_folder`): the same prediction repeated takes them up.
 
     Returns
     -------
@@ -125,8 +128,8 @@ def predict_files(
             "choose --format tif, or convert the file to pictures first: cellkit convert",
         )
     if before is not None and frames:
-        before(frames, len(list(out.with_name(f"{out.name}.parts").glob("*.json"))))
-    with parts_of(out, folders) as parts:
+        before(frames, len(list(parts_folder(out).glob("*.json"))))
+    with parts_of(out, folders, keep_parts) as parts:
         model = _with_diameter(model, frames, conversion)
         outputs = Outputs(model.classes, *(None if one is None else Path(one) for one in (labels, overlays)), form)
         job = _Job(model, conversion, parts, outputs, window_px, measured, workers)

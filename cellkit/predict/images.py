@@ -90,11 +90,16 @@ def record_of(frame: Frame, picture: Picture) -> ImageRecord:
         width_px=picture.file_shape[1],
         channels=picture.channels,
         um_per_px=picture.um_per_px,
-        source=f"{frame.relative}{frame.suffix.replace('_s', ' scene ').replace('_t', ' t ')}",
+        source=source_of(frame),
         file=frame.relative,
         scene=frame.scene,
         time=frame.time,
     )
+
+
+def source_of(frame: Frame) -> str:
+    """Return the source of an image in its record: the file, with scene and time where it has several."""
+    return f"{frame.relative}{frame.suffix.replace('_s', ' scene ').replace('_t', ' t ')}"
 
 
 def _unnamed_channels(frame: Frame, series, grey: bool) -> UnnamedChannels:

@@ -20,16 +20,21 @@ from cellkit.microscope.overlay_mark import marked
 OVERLAY_PX, MOST_LARGER = 1000, 100  # a picture of a few px is not drawn with lines of a thousand px
 
 
+def parts_folder(out: Path) -> Path:
+    """Return the folder of the images that are finished while a prediction into `out` is under way."""
+    return out.with_name(f"{out.name}.parts")
+
+
 @contextmanager
-def parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
-    """Hold the folder of finished images beside `out`; it goes when the prediction ends well.
+def parts_of(out: Path, folders: Sequence[Path], keep: bool = False) -> Iterator[Path]:
+    """Hold the folder of finished images beside `out`; it goes when the prediction ends well, unless it is kept.
 
     Raises
     ------
     UserError
         It cannot be written, or another process predicts into the same file.
     """
-    parts = out.with_name(f"{out.name}.parts")
+    parts = parts_folder(out)
     if out.is_dir() or out.suffix.lower() != ".json":
         what = "is a folder" if out.is_dir() else "does not end with .json"
         raise UserError(f"'{out}' {what}", "name a JSON file for the result: -o OUT.json")
@@ -48,7 +53,8 @@ def parts_of(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
             if not any(path.name != ".lock" for path in parts.iterdir()):  # nothing to go on from
                 shutil.rmtree(parts, ignore_errors=True)
             raise
-    shutil.rmtree(parts)
+    if not keep:
+        shutil.rmtree(parts)
     if current() is not None:  # its workers may have been killed while they wrote
         for folder in folders:
             remove_remains(folder)

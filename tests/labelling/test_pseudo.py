@@ -23,6 +23,7 @@ from cellkit.labelling.annotate import choose_labels, with_classes, write_chosen
 from cellkit.labelling.pseudo import PseudoSettings, agreement_of, pseudo_labels, write_pseudo
 from cellkit.log import collected_warnings
 from cellkit.microscope import flags
+from cellkit.predict import files
 from cellkit.sources.ingest import convert_images, list_images
 
 CLASSES = ("HEK", "N2a")
@@ -247,6 +248,30 @@ def test_the_command_labels_images_by_models_that_agree(said, tmp_path):
         "pseudo-label", str(tmp_path / "more"), "--model", "threshold", "-o", str(out), "--doubtful", "0.9"
     )
     assert code == 2 and err.startswith("--doubtful is 0.9, more than --score 0.7")
+
+
+def test_an_interrupted_command_goes_on_and_a_bad_expression_is_refused_before_it(said, tmp_path, monkeypatch):
+    picture(tmp_path / "more/w0_s1.png", 0)
+    resumed, real, out = [], files.predict_files, tmp_path / "out"
+
+    def stopped_once(model, images, path, **how):
+        if len(resumed) == 1:
+            resumed.append(-1)
+            raise KeyboardInterrupt
+        resumed.append((done := real(model, images, path, **how)).resumed)
+        return done
+
+    monkeypatch.setattr(files, "predict_files", stopped_once)
+    more = ["-o", str(out), "--cytoplasm", "0"]
+    command = ["pseudo-label", str(tmp_path / "more"), *["--model", "threshold"] * 2, *more]
+    code, _, err = said(*command, "--group-from", "(?P<group>x)")
+    assert code == 2 and "fits 0 of 1 images" in err and not resumed
+    assert said(*command)[0] == 130
+    code, _, err = said(*command)
+    assert code == 2 and "none is taken" in err and resumed == [0, -1, 1, 0]
+    code, _, err = said(*command, "--score", "0.1", "--doubtful", "0")
+    assert code == 0 and resumed[4:] == [1, 1], err
+    assert sorted(path.name for path in (out / "found").iterdir()) == ["1.json", "2.json"]
 
 
 @pytest.mark.parametrize("place", ["more", "more/out", "."])
