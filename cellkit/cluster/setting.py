@@ -19,6 +19,9 @@ NONE = "none"
 JOBS = ("slurm", "lsf", "pbs", "sge")  # started by the command of a queue
 KINDS = (NONE, "local", *JOBS, "kubernetes")
 WANTED = f"one of {', '.join(KINDS)}, the address of a scheduler (tls://host:8786) or its file (scheduler.json)"
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp])(i?)b?", re.IGNORECASE)
+LEAST_BYTES = 256_000_000  # of a worker: what it imports takes about half of that
+TIME = re.compile(r"(\d+-)?\d+(:[0-5]\d){0,2}")
 FLAG = "local, slurm, lsf, pbs, sge, kubernetes, a scheduler's address or file, or a YAML file of the keys of `cluster`"
 
 
@@ -81,6 +84,26 @@ class ClusterSetting(Frozen):
         if value not in KINDS and not is_address(value) and not is_file(value):
             raise ValueError(f"is {value!r}, wanted {WANTED}{nearest(value, KINDS)}")
         return value
+
+    @field_validator("memory")
+    @classmethod
+    def _enough(cls, value: str | None) -> str | None:
+        """Return it with its unit as Dask, queues and Kubernetes write it: 8 GB, 8 GiB."""
+        if value is None:
+            return None
+        found = SIZE.fullmatch(value.strip())
+        number, unit, binary = found.groups() if found else ("0", "k", "")
+        size = float(number) * (1024 if binary else 1000) ** ("KMGTP".index(unit.upper()) + 1)
+        if size < LEAST_BYTES:
+            raise ValueError(f"is {value!r}, wanted a number and its unit, at least 256 MB, such as 8 GB")
+        return f"{number} {unit.upper()}{'i' if binary else ''}B"
+
+    @field_validator("walltime")
+    @classmethod
+    def _is_time(cls, value: str) -> str:
+        if not TIME.fullmatch(value.strip()):
+            raise ValueError(f"is {value!r}, wanted hours, minutes and seconds, such as 04:00:00")
+        return value.strip()
 
     @field_validator("volumes")
     @classmethod

@@ -31,6 +31,14 @@ def test_a_word_keys_a_file_and_the_environment_say_the_same(tmp_path, monkeypat
     assert read_setting("slurm") == ClusterSetting(kind="slurm")
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("8gb", "8 GB"), ("8G", "8 GB"), ("0.5 GiB", "0.5 GiB"), ("550 MB", "550 MB")]
+)
+def test_a_memory_is_read_as_one_writes_it(text, size):
+    assert ClusterSetting(kind="local", memory=text).memory == size
+    assert ClusterSetting(kind="slurm", walltime="2-12:00:00").walltime == "2-12:00:00"
+
+
 def test_a_configuration_names_it_in_one_line(tmp_path, monkeypatch):
     file = tmp_path / "a.yaml"
     file.write_text("cluster: lsf\n")
@@ -56,6 +64,10 @@ def test_a_configuration_names_it_in_one_line(tmp_path, monkeypatch):
         ("{kind", "is not JSON"),
         ({"kind": "kubernetes", "volumes": ["images"]}, "cluster.volumes holds 'images'\nwanted a claim"),
         ("no.yaml", "'no.yaml': No such file"),
+        ({"kind": "local", "memory": "4 Go"}, "cluster.memory is '4 Go'\nwanted a number and its unit"),
+        ({"kind": "local", "memory": "8"}, "cluster.memory is '8'"),
+        ({"kind": "local", "memory": "100 MB"}, "at least 256 MB"),
+        ({"kind": "slurm", "walltime": "4 h"}, "cluster.walltime is '4 h'\nwanted hours, minutes and seconds"),
     ],
 )
 def test_what_is_not_known_is_named(value, said):
