@@ -18,6 +18,7 @@ from cellkit.log import LOG
 from cellkit.room import memory_of
 
 NEEDS = {"local": ("distributed", "cryptography"), "kubernetes": ("distributed", "dask_kubernetes")}
+ANSWER_S = 30.0  # within which a scheduler says who it is
 NEEDS |= dict.fromkeys(COMMANDS, ("distributed", "dask_jobqueue", "cryptography"))
 
 
@@ -159,10 +160,40 @@ def _join(setting: ClusterSetting) -> Any:
                 f"'{setting.kind}' is no scheduler's file", "dask scheduler --scheduler-file writes one"
             ) from None
     _knock(address)
-    client = Client(address, timeout=30, set_as_default=False)
+    _ask_who_it_is(address)
+    client = Client(address, timeout=ANSWER_S, set_as_default=False)
     if address.startswith("tcp://") and not address.startswith(("tcp://127.", "tcp://localhost")):
         LOG.warning(f"the scheduler at {address} uses no keys: whoever reaches it can run code as you; use tls://")
     return client
+
+
+def _ask_who_it_is(address: str) -> None:
+    """Refuse an address where something else than a scheduler listens: Dask's client would wait for its answer without end."""
+    import asyncio
+    import threading
+
+    from distributed.core import rpc
+    from distributed.security import Security
+
+    told: list[dict[str, Any]] = []
+
+    async def ask() -> None:
+        async with rpc(address, connection_args=Security().get_connection_args("client")) as other:
+            told.append(await asyncio.wait_for(other.identity(), ANSWER_S))
+
+    def asked() -> None:
+        with suppress(Exception):  # whatever it is that answers, or does not
+            asyncio.run(asyncio.wait_for(ask(), ANSWER_S))
+
+    thread = threading.Thread(target=asked, daemon=True)  # a notebook has a loop of its own under way
+    thread.start()
+    thread.join(ANSWER_S + 1)
+    if not told or told[0].get("type") != "Scheduler":
+        port = address.rpartition(":")[2]
+        raise UserError(
+            f"cluster: what listens at '{address}' is no Dask scheduler, or does not answer as one within {ANSWER_S:g} s",
+            f"check the port: a scheduler's is 8786 unless it was told another, here it is {port} (8787 is its web page)",
+        )
 
 
 def _knock(address: str) -> None:

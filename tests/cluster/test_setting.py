@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +107,27 @@ def test_where_nobody_answers(tmp_path, capfd):
     (tmp_path / "s.json").write_text("[]")
     assert main([*command, str(tmp_path / "s.json")]) == 2
     assert "is no scheduler's file" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_something_else_than_a_scheduler_is_not_waited_for(says, monkeypatch):
+    monkeypatch.setattr(kinds, "ANSWER_S", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    heard.append(other.accept()[0])
+                    heard[-1].sendall(says)
+
+        heard: list[socket.socket] = []
+        threading.Thread(target=answer, daemon=True).start()
+        port, begun = other.getsockname()[1], time.monotonic()
+        with pytest.raises(UserError, match=f"is no Dask scheduler.*\n.*8786 unless .* here it is {port}"):
+            kinds.open_cluster(ClusterSetting(kind=f"tcp://127.0.0.1:{port}"), 1, Path())
+        assert time.monotonic() - begun < 10
+    for one in heard:
+        one.close()
 
 
 def test_pods_get_their_share_and_the_volumes():
