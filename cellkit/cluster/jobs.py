@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,27 @@ def check_commands(kind: str) -> None:
             f"cluster {kind}: this machine has no command {' and no '.join(missing)}",
             "start it where jobs are handed in (a login node), or choose another cluster: local",
         )
+
+
+def check_host(host: str) -> None:
+    """Refuse a name or address by which nobody reaches this machine: the scheduler listens there.
+
+    Raises
+    ------
+    UserError
+        It is not known, or of another machine.
+    """
+    remedy = "name this machine as workers see it (hostname -f, or an address of ip addr), or leave cluster.host out"
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cluster.host is {host!r}, which is not found: {why}", remedy) from None
+    for family, kind, protocol, _, address in found:
+        with suppress(OSError), socket.socket(family, kind, protocol) as tried:
+            tried.bind(address)
+            return
+    raise UserError(f"cluster.host is {host!r} ({found[0][4][0]}), no address of this machine", remedy)
 
 
 def job_options(setting: ClusterSetting, folder: Path) -> dict[str, Any]:

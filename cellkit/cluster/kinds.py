@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cellkit.cluster.jobs import COMMANDS, WORKERS, ask_for, check_commands, open_jobs
+from cellkit.cluster.jobs import COMMANDS, WORKERS, ask_for, check_commands, check_host, open_jobs
 from cellkit.cluster.kubernetes import open_pods
 from cellkit.cluster.remote import THREADS
 from cellkit.cluster.setting import ClusterSetting, is_address, is_file
@@ -28,7 +28,7 @@ def check_cluster(setting: ClusterSetting) -> None:
     Raises
     ------
     UserError
-        A package, a command, an image or a scheduler's file is missing.
+        A package, a command, an image or a scheduler's file is missing; this machine has no such host name.
     """
     if setting.is_none:
         return
@@ -40,6 +40,8 @@ def check_cluster(setting: ClusterSetting) -> None:
         )
     if setting.kind in COMMANDS:
         check_commands(setting.kind)
+        if setting.host:
+            check_host(setting.host)
     if setting.kind == "kubernetes" and not setting.image:
         raise UserError(
             "cluster kubernetes: no image is named",

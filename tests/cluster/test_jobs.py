@@ -95,6 +95,16 @@ def test_a_queue_that_refuses_says_why(queue, tmp_path):
     assert current() is None
 
 
+@pytest.mark.parametrize(("host", "said"), [("no.such.invalid", "is not found"), ("192.0.2.77", "no address of this")])
+def test_a_host_that_is_not_this_machine_is_refused_before_a_job_is_handed_in(host, said, queue, tmp_path):
+    with (
+        pytest.raises(UserError, match=f"cluster.host is '{host}'.*{said}"),
+        cluster_of(setting("slurm", tmp_path, host=host)),
+    ):
+        map_items(where, [1], "where", 1)
+    assert not list(queue.glob("*.sh"))
+
+
 def test_no_worker_in_time_shows_the_job_log(queue, tmp_path, capfd):
     words = setting("pbs", tmp_path, workers=2, wait_s=4.0, prologue=["echo module: no such module cuda/99", "exit 1"])
     with (
