@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +143,7 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
     found = [_read_fold(place / str(fold), cfg.evaluate.fuse) for fold in range(1, folds + 1)]
     for text in left_out(found):
         LOG.warning(text)
+    before = _models_before(place / TABLE)
     first = Run(place / "1")
     told = marks_of(replace(CellDataset.of_run(first), run=first.folder))
     for kind, by_model in ((FOUND, out_of_fold(found)), (FUSED_TEST, fused_test(found))):
@@ -152,9 +153,29 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
             marks = [told.get(record.image_id, {}) for record in images.records]
             rest = {"with_scores": True, "made_by": images.made_by, "marks": marks}
             write_coco(path, images.records, images.instances, cfg.classes, images.ids, **rest)
+        _remove_others(place / kind, by_model, before)
     table = fold_table(found, cfg.evaluate.bootstrap_samples, cfg.evaluate.seed)
     write_frame(place / TABLE, table)
     return table
+
+
+def _models_before(table: Path) -> set[str]:
+    """Return the models that the folds were last scored with; none where they were not."""
+    import pandas as pd
+
+    return set(pd.read_csv(table, dtype=str, keep_default_na=False)["model"]) if table.is_file() else set()
+
+
+def _remove_others(folder: Path, models: Collection[str], before: Collection[str]) -> None:
+    """Remove the predictions of models that the folds no longer have; name other files there, which may be a person's."""
+    for path in sorted(folder.glob("*.json")):
+        if path.stem in models:
+            continue
+        if path.stem in before:
+            path.unlink()
+            LOG.info(f"{path} removed: the folds have no model {path.stem} any more")
+        else:
+            LOG.warning(f"{path} is of no model of the folds as they are now")
 
 
 def _read_fold(folder: Path, fuse_models: Sequence[str]) -> FoldFound:

@@ -69,7 +69,7 @@ def kill_in_second_fold() -> None:
     assert process.returncode == -signal.SIGKILL, "it had ended before it was killed"
 
 
-def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(drawn, capsys):
+def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(drawn, capsys, caplog):
     kill_in_second_fold()
     before = stages(1), stages(2)
     assert list(before[0]) == ["01_convert", TWO] and list(before[1]) == ["01_convert"]
@@ -116,7 +116,14 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     originals = pd.read_csv(place / "1/originals.csv", dtype=str, keep_default_na=False)
     originals["asked"] = ["yes" if name in test[0] else "no" for name in originals["image_id"]]
     originals.to_csv(place / "1/originals.csv", index=False)
+    table["model"].replace("threshold", "gone").to_frame().to_csv(place / "folds.csv")
+    for name in ("out_of_fold/gone", "test/gone", "test/mine"):
+        (place / f"{name}.json").write_text("{}")
     collect_folds(place, 2, load_config("configs/demo.yaml"))
+    assert [path.name for path in (place / "out_of_fold").iterdir()] == ["threshold.json"]
+    assert sorted(path.name for path in (place / "test").iterdir()) == ["mine.json", "threshold.json"]
+    assert caplog.text.count("removed: the folds have no model gone any more") == 2
+    assert "mine.json is of no model of the folds as they are now" in caplog.text
     for name, asked in (("test", {"yes"}), ("out_of_fold", {"no"})):
         images = read_json(place / name / "threshold.json")["images"]
         assert {image["asked"] for image in images} == asked, "cellkit submit knows whom a competition asks for"
