@@ -63,6 +63,18 @@ def cost_of(trials: int) -> float:
     return sum(count * share for count, share in rungs_of(trials))
 
 
+def combinations_of(over: Mapping[str, Sequence[Any]], base: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return every combination of values but that which the configuration has already.
+
+    Examples
+    --------
+    >>> combinations_of({"maskrcnn.steps": [10, 20]}, {"maskrcnn.steps": 20})
+    [{'maskrcnn.steps': 10}]
+    """
+    combinations = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
+    return [one for one in combinations if one != base]
+
+
 def trials_of(
     over: Mapping[str, Sequence[Any]], budget: float, seed: int = 0, base: Mapping[str, Any] | None = None
 ) -> list[Trial]:
@@ -89,8 +101,7 @@ def trials_of(
     >>> [dict(trial.changes) for trial in trials_of({"maskrcnn.steps": [10, 20]}, 4)]
     [{}, {'maskrcnn.steps': 10}, {'maskrcnn.steps': 20}]
     """
-    combinations = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
-    combinations = [one for one in combinations if one != base]
+    combinations = combinations_of(over, base)
     if not over or not combinations:
         raise UserError("there is nothing to search over", "give --over KEY=VALUE,VALUE, once for each setting")
     if not budget >= cost_of(2):

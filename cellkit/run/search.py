@@ -14,8 +14,17 @@ from cellkit.cells.splits import k_folds
 from cellkit.config.reading import load_config
 from cellkit.errors import UserError, counted
 from cellkit.evaluate.folds import Fold, run_fold, scores_of
-from cellkit.evaluate.halving import PARTS, Result, Trial, cost_of, rungs_of, successive_halving, trials_of
-from cellkit.fetch.find import TUNED, with_weights
+from cellkit.evaluate.halving import (
+    PARTS,
+    Result,
+    Trial,
+    combinations_of,
+    cost_of,
+    rungs_of,
+    successive_halving,
+    trials_of,
+)
+from cellkit.fetch.find import SCRATCH, TUNED, with_weights
 from cellkit.files import locked, write_frame
 from cellkit.formats.coco_reading import read_coco
 from cellkit.log import LOG
@@ -27,6 +36,7 @@ from cellkit.run.folder import Run
 from cellkit.run.foretold_rounds import foretell_search, noted_search
 from cellkit.run.notebooks import notebooks_of
 from cellkit.run.runner import choose_notebooks, run_notebooks
+from cellkit.settings import weights_fields
 
 if TYPE_CHECKING:
     import pandas
@@ -96,7 +106,8 @@ def run_search(
     Raises
     ------
     UserError
-        Keys of no section that is trained, or of two; values that are refused; too few images; or as `run_notebooks`.
+        Keys of no section that is trained, or of two; values that are refused; weights to start from that are not here; too few
+        images; or as `run_notebooks`.
     """
     section = _section_of(over)
     cfg = load_config(config_path, overrides, notebooks)
@@ -105,6 +116,9 @@ def run_search(
     own = [
         load_config(config_path, {**(overrides or {}), **trial.changes}, notebooks) for trial in trials
     ]  # refused now
+    for trial in own:
+        _check_weights(getattr(trial, section))
+    _say_left_out(over, base, len(trials) - 1, budget)
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     in_steps = all(getattr(getattr(one, section), "steps", 0) > 1 for one in own)
     rungs = rungs_of(len(trials)) if in_steps else [(len(trials), 1.0)]
@@ -134,6 +148,21 @@ def run_search(
         results = successive_halving(trials, score, at_once=not in_steps)
     table = _table(results, settings, list(over), len(held))
     return Searched(0, table, results, write_frame(place / TABLE, table), who)
+
+
+def _check_weights(config: Any) -> None:
+    """Refuse weights to start from that are not here; those of notebook 03 are looked for when it is done."""
+    named = {name: getattr(config, name) for name in weights_fields(type(config))}
+    with_weights(config.model_copy(update={name: SCRATCH for name, value in named.items() if value == TUNED}))
+
+
+def _say_left_out(over: Mapping[str, Sequence[Any]], base: Mapping[str, Any], tried: int, budget: float) -> None:
+    """Say how many combinations the budget leaves out, and what all of them cost."""
+    if (count := len(combinations_of(over, base))) > tried:
+        LOG.warning(
+            f"search: {counted(count, 'combination')}, {tried} of them tried (drawn by the seed): --budget is {budget:g}, and "
+            f"--budget {cost_of(count + 1):g} tries all"
+        )
 
 
 def _warn_seen(starts: Sequence[str]) -> None:

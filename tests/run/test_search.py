@@ -132,6 +132,21 @@ def test_what_cannot_be_searched_is_refused_before_anything_runs(here, over, pro
     assert not Path("runs").exists()
 
 
+def test_missing_weights_of_one_trial_and_combinations_left_out_are_said_before_anything_runs(here, capsys):  # noqa: F811
+    (Path("configs/demo.yaml")).write_text(CONFIG)
+    unet = HOW | {"overrides": {"finetune.backend": "cellpose_unet"}}
+    with pytest.raises(UserError, match="no_such"):
+        run_search("configs/demo.yaml", {"finetune.base": ["starter_light", "no_such.safetensors"]}, 6, **unet)
+    assert not Path("runs").exists()
+    over = {"finetune.base": ["no_such.safetensors"], "finetune.steps": list(range(10, 25))}
+    with pytest.raises(UserError, match="no_such"):
+        run_search("configs/demo.yaml", over, 2, **unet)
+    search._say_left_out(over, {}, 1, 2.0)
+    assert "15 combinations, 1 of them tried (drawn by the seed): --budget is 2, and --budget 8 tries all" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("strings", "problem"),
     [
