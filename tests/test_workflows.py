@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import os
 import re
+import shlex
 import shutil
+import string
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from repo_cases import ROOT
+
+from cellkit.microscope.open import READ_SUFFIXES
 
 FOLDER = ROOT / "workflows"
 SNAKEFILE = FOLDER / "snakemake/Snakefile"
@@ -71,8 +77,22 @@ def joined_by_nextflow(folder: Path) -> None:
 
 def joined_by_snakemake(folder: Path) -> None:
     rule = SNAKEFILE.read_text(encoding="utf-8").split("    run:\n")[1]
-    tables = [str(path) for path in sorted((folder / "tables").iterdir())]
-    exec(textwrap.dedent(rule), {"input": tables, "output": [str(folder / "cells.csv")]})
+    tables, skipped = ([str(path) for path in sorted((folder / name).glob("*"))] for name in ("tables", "skipped"))
+    outputs = SimpleNamespace(cells=folder / "cells.csv", skipped=folder / "skipped.csv")
+    exec(textwrap.dedent(rule), {"input": SimpleNamespace(tables=tables, skipped=skipped), "output": outputs})
+
+
+class Quoting(string.Formatter):
+    """Fills in a rule's shell lines as Snakemake does: ``{input:q}`` is quoted."""
+
+    def format_field(self, value, spec):
+        return shlex.quote(str(value)) if spec == "q" else str(value)
+
+
+def ruled(rule: str, **values) -> str:
+    """Return what a rule of the Snakefile has the shell do."""
+    lines = SNAKEFILE.read_text(encoding="utf-8").split(f"rule {rule}:")[1].split("    shell:\n")[1].split("\n\n")[0]
+    return Quoting().format(ast.literal_eval(f"({lines})"), **values)
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
@@ -121,6 +141,53 @@ def test_tables_with_other_columns_are_joined_by_name(join, tmp_path):
     assert (tmp_path / "cells.csv").read_text().strip() == "image,area"
 
 
+def test_a_file_of_which_nothing_can_be_used_is_named_and_ends_no_run(env, tmp_path):
+    """As Snakemake's rules do it; Nextflow ignores the exit code 65 and names the file."""
+    for name in ("tables", "skipped"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a b.png").write_bytes(b"no picture")
+    place = {"coco": "a.json", "labels": "labels", "skipped": "skipped/a b.png.predict.txt"}
+    told = {"input": "a b.png", "output": SimpleNamespace(**place), "log": "log.txt", "threads": 1}
+    shell(ruled("cellkit_predict", params=SimpleNamespace(model="threshold", channels=""), **told), tmp_path, env)
+    where = {"cells": "tables/a b.png.csv", "skipped": "skipped/a b.png.measure.txt"}
+    told |= {"input": SimpleNamespace(image="a b.png", coco="a.json"), "output": SimpleNamespace(**where)}
+    shell(ruled("cellkit_measure", **told), tmp_path, env)
+    with pytest.raises(ValueError, match="no file could be used; a b.png: of 1 image none could be used"):
+        joined_by_snakemake(tmp_path)
+    (tmp_path / "tables/b.csv").write_text("image,area\nb,5\n")
+    joined_by_snakemake(tmp_path)
+    assert rows_of(tmp_path / "cells.csv") == [{"image": "b", "area": "5"}]
+    (skipped,) = rows_of(tmp_path / "skipped.csv")
+    assert (skipped["file"], skipped["step"]) == ("a b.png", "predict") and "cannot be read as PNG" in skipped["reason"]
+
+    same = {"prefix": "x", "image": r"a\ b.png", "task__process": "P", "task__cpus": "1", "args": ""}
+    for model, code in (("threshold", 65), ("no_such_model", 2)):
+        script = filled(script_of("predict"), **same, model=model)
+        assert (
+            subprocess.run(["bash", "-eu", "-c", script], cwd=tmp_path, env=env, capture_output=True).returncode == code
+        )
+    assert "task.exitStatus == 65 ? 'ignore' : 'finish'" in (FOLDER / "nextflow/nextflow.config").read_text()
+
+
+def test_images_are_what_cellkit_reads_and_two_of_one_name_are_refused(tmp_path, capsys):
+    head = SNAKEFILE.read_text(encoding="utf-8").split("IMAGES = ")[0]
+    named: dict = {}
+    exec(head, named)
+    assert named["READ"] == READ_SUFFIXES
+    assert all(f"'{end}'" in (FOLDER / "nextflow/main.nf").read_text() for end in READ_SUFFIXES)
+    with pytest.raises(ValueError, match="no image in"):
+        named["names_in"](tmp_path)
+    for name in ("b.ome.zarr", "folder"):
+        (tmp_path / name).mkdir()
+    for name in ("a.ome.tif", "c.PNG", "notes.txt", ".hidden.png"):
+        (tmp_path / name).touch()
+    assert named["names_in"](tmp_path) == ["a.ome.tif", "b.ome.zarr", "c.PNG"]
+    assert capsys.readouterr().err.rstrip().endswith(": folder, notes.txt")
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match="a.ome.tif and a.png would be one image in cells.csv"):
+        named["names_in"](tmp_path)
+
+
 @pytest.mark.parametrize("process", ["predict", "measure", "table"])
 def test_a_module_of_nextflow_has_the_parts_of_nf_core(process):
     text = (MODULES / process / "main.nf").read_text(encoding="utf-8")
@@ -150,7 +217,7 @@ def test_a_module_of_nextflow_has_the_parts_of_nf_core(process):
 def test_the_workflows_use_options_that_there_are(said, command):
     options = set(re.findall(r"--?[a-z][\w-]*", said(command, "--help")[1]))
     rule = re.search(rf"cellkit {command} .*?(?:>|\"$)", SNAKEFILE.read_text(), re.DOTALL)[0]
-    for text in (rule, script_of(command).split("cat <<")[0]):
+    for text in (rule, re.split("cat <<|2> said", script_of(command))[0]):
         assert set(re.findall(r"(?<=\s)--?[a-z][\w-]*", text.split(f"cellkit {command}")[1])) <= options
     assert "--nuclei" in said("predict", "--help")[1] and "--cytoplasm" in said("predict", "--help")[1]
 
@@ -161,21 +228,14 @@ def test_snakemake_goes_on_after_a_file_that_could_not_be_read(raw, env, tmp_pat
     images = Path(shutil.copytree(raw, tmp_path / "images"))
     good = sorted(images.iterdir())
     (images / "zz.tif").write_bytes(good[0].read_bytes()[:200])
-    options = [
-        "--cores",
-        "1",
-        "--keep-going",
-        "--config",
-        "images=images",
-        "model=starter_light",
-        f"channels={CHANNELS}",
-    ]
+    options = ["--cores", "1", "--config", "images=images", "model=starter_light", f"channels={CHANNELS}"]
     command = ["snakemake", "--snakefile", str(SNAKEFILE), *options]
-    assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True).returncode == 1
+    assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True).returncode == 0
+    assert [row["file"] for row in rows_of(tmp_path / "results/skipped.csv")] == ["zz.tif"]
     first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results/coco").iterdir()}
-    assert sorted(first) == [f"{path.name}.json" for path in good]
     (images / "zz.tif").unlink()
     assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True).returncode == 0
-    assert first == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results/coco").iterdir()}
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results/coco").iterdir()}
+    assert {name: first[name] for name in again if name != "zz.tif.json"}.items() <= again.items()
     rows = rows_of(tmp_path / "results/cells.csv")
     assert {row["image"] for row in rows} and len(rows) > 20

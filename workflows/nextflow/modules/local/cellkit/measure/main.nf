@@ -23,6 +23,7 @@ process CELLKIT_MEASURE {
         ${image} \\
         ${coco} \\
         ${args} \\
+        --allow-skips \\
         -o "${prefix}.csv"
 
     cat <<-END_VERSIONS > versions.yml

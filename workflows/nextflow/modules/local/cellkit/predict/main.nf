@@ -27,8 +27,15 @@ process CELLKIT_PREDICT {
         "${model}" \\
         ${image} \\
         ${args} \\
+        --allow-skips \\
         -o "${prefix}.json" \\
-        --labels "${prefix}_labels"
+        --labels "${prefix}_labels" 2> said.txt || {
+        code=\$?
+        cat said.txt >&2
+        grep -q 'none could be used' said.txt && exit 65
+        exit \$code
+    }
+    cat said.txt >&2
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
