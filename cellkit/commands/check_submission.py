@@ -40,7 +40,7 @@ def run(given: argparse.Namespace) -> Answer:
 
     unread: dict[str, str] = {}
     shapes = image_shapes(given.images, unread) if given.images else None
-    ids = sample_ids(given.sample, given.profile) if given.sample else shapes and [*shapes, *unread]
+    ids = sample_ids(given.sample, given.profile) if given.sample else None if shapes is None else [*shapes, *unread]
     problems = check_submission(given.file, given.profile, shapes, ids)
     left = [Quarantined(name, f"only its id is checked, {reason}") for name, reason in unread.items()]
     code = REFUSED if problems else exit_code(left, given.allow_skips)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def named_after(side: CellDataset, folder: str | Path) -> tuple[CellDataset, lis
 def named_as_files(side: CellDataset) -> CellDataset:
     """Return a side whose images are called as their files are without suffix, which is how a competition calls them.
 
-    Images of a run keep their names.
+    Images of a run keep their names, and so do several of one file.
 
     Raises
     ------
@@ -78,6 +79,8 @@ def named_as_files(side: CellDataset) -> CellDataset:
         return side
     in_json = side.path is not None and side.path.suffix.lower() == ".json"
     names = [_file_name(record) if in_json else stem_of(f"{record.image_id}.") for record in side.records]
+    scenes = Counter(record.path for record in side.records)
+    names = [r.image_id if r.path and scenes[r.path] > 1 else name for r, name in zip(side.records, names, strict=True)]
     if twice := repeated(names):
         raise UserError(
             f"{side.path} has two images of files called '{twice[0]}'",

@@ -266,7 +266,8 @@ def refuse_proposed(truth: CellDataset) -> None:
     """
     if truth.records and truth.made_by and set(truth.made_by) == {"proposed"}:
         raise UserError(
-            f"{truth.path} holds proposals, no truth: {NO_ACCURACY}", "correct some images and score those (label.use)"
+            f"{truth.path} holds proposals, no truth: {NO_ACCURACY}",
+            'correct some images and score those (label.use); of images corrected in this file remove the key "labels"',
         )
 
 

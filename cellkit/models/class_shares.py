@@ -13,11 +13,7 @@ import numpy as np
 
 PSEUDO_CELLS = 0.5  # of each class, that an image is taken to hold beforehand
 ROUNDS = 100
-LONE_SHARE = (
-    0.8  # of an image's cells, from which on it counts as of one class, where no training image can be left out
-)
-LOWEST, HIGHEST = 0.6, 0.95  # of the shares that training images may ask for
-RARE = 0.05  # of training images that may hold less than the share that is asked for
+LONE_SHARE = 0.8  # of an image's cells, from which on it counts as of one class
 
 
 def hold_one_class(class_ids: Iterable[np.ndarray]) -> bool:
@@ -85,6 +81,6 @@ def told_together(surrounded: np.ndarray, alone: np.ndarray) -> np.ndarray:
     """
     if not len(alone):
         return np.asarray(surrounded, np.float64)
-    if with_shares(alone)[1].max() < LONE_SHARE:
+    if with_shares(alone)[0].mean(axis=0).max() < LONE_SHARE:
         return (np.asarray(surrounded, np.float64) + alone) / 2
     return with_shares(surrounded)[0]

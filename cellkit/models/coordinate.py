@@ -326,8 +326,9 @@ def _taught(
     network = built(seed, config.precision)
     loss_at = CoordinateLoss(network, items, config.batch_size, seed, config.depth)
     plan = plan_of(config, NAME)
-    taught = [*items, *chosen_by(pairs, choosing)]
-    stamp = fingerprint(network, taught, plan, used, config.batch_size, seed, config.depth, choosing)
+    stamp = fingerprint(
+        network, [*items, *chosen_by(pairs, choosing)], plan, used, config.batch_size, seed, config.depth, choosing
+    )
     score = lambda: _score(network, pairs, used)  # noqa: E731
     return network, fit(network, loss_at, score, plan, out, stamp, NAME, choosing, called)
 

@@ -203,29 +203,16 @@ def fit(
 
 
 def fingerprint(network: Any, items: Sequence, plan: Plan, *rest: Any) -> str:
-    """Return a hash of start weights, data, plan and arithmetic: what makes a training the same training, see `computed_in`."""
+    """Return a hash of the start weights, the data and the plan: what makes a training the same training."""
     import numpy as np
 
-    digest = hashlib.sha256(json.dumps([repr(plan), computed_in(network), *map(str, rest)]).encode())
+    digest = hashlib.sha256(json.dumps([repr(plan), *map(str, rest)]).encode())
     for value in network.state_dict().values():
         digest.update(value.detach().cpu().numpy().tobytes())
     for item in items:  # arrays
         for array in item:
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def computed_in(network: Any) -> list[str]:
-    """Return what a network is computed in, by its parts and where its weights are; what ``precision: auto`` became here.
-
-    Examples
-    --------
-    >>> import torch
-    >>> computed_in(torch.nn.Linear(1, 1))
-    ['cpu']
-    """
-    own = {str(part.arithmetic) for part in network.modules() if hasattr(part, "arithmetic")}
-    return sorted(own | {value.device.type for value in network.state_dict().values()})
 
 
 def _step(model, loss_at, optimizer, trained, step: int, plan: Plan) -> float:

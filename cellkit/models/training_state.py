@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cellkit.errors import UserError
 from cellkit.files import atomic_path
@@ -60,6 +61,18 @@ def read_history(path: str | Path) -> History:
     return History([{**row, "step": int(row["step"])} for row in numbers], int(kept["step"]), float(kept["score"]))
 
 
+def computed_in(network: Any) -> list[str]:
+    """Return what the parts of a network are computed in: what ``precision: auto`` became here.
+
+    Examples
+    --------
+    >>> import torch
+    >>> computed_in(torch.nn.Linear(1, 1))
+    []
+    """
+    return sorted({str(part.arithmetic) for part in network.modules() if hasattr(part, "arithmetic")})
+
+
 class State:
     """The files a training leaves: the last state to resume from, the best weights, the history.
 
@@ -100,7 +113,11 @@ class State:
             with safe_open(self.last, "pt") as file:
                 meta = json.loads(file.metadata()["cellkit"])
                 if meta["fingerprint"] != self.fingerprint:
-                    LOG.info(f"{self.last} is of other labels, settings or arithmetic: the training begins anew")
+                    LOG.info(f"{self.last} is of other labels, settings or another cellkit: the training begins anew")
+                    return 0, History(), []
+                before, now = meta.get("computed_in"), computed_in(self.model)
+                if before not in (None, now) and not meta["history"]["stopped"]:  # a finished one mixes nothing
+                    LOG.info(f"{self.last} was computed in {before}, here it is {now}: the training begins anew")
                     return 0, History(), []
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except Exception as error:
@@ -129,7 +146,13 @@ class State:
         tensors |= {f"average.{k}": v for k, v in self.average.mean.items()}
         for index, parameter in enumerate(self.trained):
             tensors |= {f"adam.{index}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
-        meta = {"fingerprint": self.fingerprint, "step": step, "history": _plain(history), "losses": losses}
+        meta = {
+            "fingerprint": self.fingerprint,
+            "computed_in": computed_in(self.model),
+            "step": step,
+            "history": _plain(history),
+            "losses": losses,
+        }
         meta["averaged"] = self.average.taken
         save_tensors(self.last, tensors, {"cellkit": json.dumps(meta)})
         history.write(self.history)

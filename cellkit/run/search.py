@@ -151,9 +151,10 @@ def run_search(
 
 
 def _check_weights(config: Any) -> None:
-    """Refuse weights to start from that are not here; those of notebook 03 are looked for when it is done."""
-    named = {name: getattr(config, name) for name in weights_fields(type(config))}
-    with_weights(config.model_copy(update={name: SCRATCH for name, value in named.items() if value == TUNED}))
+    """Refuse weights to start from that are not here; those that a run makes are looked for when its notebooks are done."""
+    named = {name: str(getattr(config, name)) for name in weights_fields(type(config))}
+    made = [name for name, value in named.items() if value == TUNED or ":" in value or "/" in value]
+    with_weights(config.model_copy(update=dict.fromkeys(made, SCRATCH)))
 
 
 def _say_left_out(over: Mapping[str, Sequence[Any]], base: Mapping[str, Any], tried: int, budget: float) -> None:

@@ -15,8 +15,9 @@ from cellkit.machine import arithmetic
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import maskrcnn_torchvision as maskrcnn
 from cellkit.models import unet_maps, weights
+from cellkit.models.averaging import Average
 from cellkit.models.shared import inputs
-from cellkit.models.training import Plan, fingerprint
+from cellkit.models.training_state import History, State
 from cellkit.models.unet_network import load_network
 from cellkit.scores.iou import overlaps
 from cellkit.scores.matching import count
@@ -64,14 +65,17 @@ def test_the_precision_of_a_training_is_in_the_card_and_its_predictions(drawn, t
     assert str(load_network(checkpoint)[0].arithmetic) == "float32 on cpu"
 
 
-def test_a_training_of_another_number_type_is_another(monkeypatch):
-    """What was killed on one processor does not go on in other numbers on the next."""
-    stamps = []
-    for has in (True, False, False):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has, raising=False)
-        network, _ = load_network(find_weights("starter_light"), "auto")
-        stamps.append(fingerprint(torch.nn.Sequential(network), [], Plan(1), "auto"))
-    assert stamps[0] != stamps[1] == stamps[2]
+def test_a_training_under_way_does_not_go_on_in_another_number_type_and_a_finished_one_stays(tmp_path):
+    def state(text: str) -> State:
+        network = torch.nn.Linear(2, 2)
+        network.arithmetic = text
+        adam = torch.optim.AdamW(network.parameters())
+        return State(network, adam, list(network.parameters()), Average(network, 0), tmp_path, "a")
+
+    state("bfloat16 on cpu").save(3, History(), [])
+    assert state("bfloat16 on cpu").resume()[0] == 3 and state("float32 on cpu").resume()[0] == 0
+    state("bfloat16 on cpu").save(3, History(stopped="steps done"), [])
+    assert state("float32 on cpu").resume()[0] == 3, "nothing is mixed"
 
 
 def test_bfloat16_is_refused_where_it_would_not_be_meant():

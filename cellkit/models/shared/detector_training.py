@@ -124,8 +124,9 @@ def train_detector(
         choosing,
         *as_many(),
     )
-    taught = [*items, *chosen_by(looked_at, choosing)]
-    stamp = fingerprint(model, taught, plan, *rest, config.unfreeze_after, config.cells_per_step)
+    stamp = fingerprint(
+        model, [*items, *chosen_by(looked_at, choosing)], plan, *rest, config.unfreeze_after, config.cells_per_step
+    )
     loss_at = in_shares(DetectorLoss(model, items, config), model)
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
     kind_of = (lambda truth: line_of(truth.class_ids)) if config.search_by_line else (lambda truth: "")
