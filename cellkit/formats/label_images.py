@@ -283,7 +283,12 @@ def is_stamped_proposal(path: Path, labels: np.ndarray) -> bool:
 
 def is_marked_proposal(path: Path) -> bool:
     """Tell whether a label TIFF or PNG was written as a model's proposal; somebody may have changed it since."""
-    return path.suffix.lower() in (".tif", ".tiff", ".png") and path.is_file() and _stamp_in(path).endswith(PROPOSED)
+    if path.suffix.lower() not in (".tif", ".tiff", ".png") or not path.is_file():
+        return False
+    try:
+        return _stamp_in(path).endswith(PROPOSED)
+    except Exception:  # whoever reads its labels says what is wrong with it
+        return False
 
 
 def as_written(path: str | Path) -> bool:

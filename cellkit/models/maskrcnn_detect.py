@@ -283,7 +283,7 @@ def _texture_votes(model, image: np.ndarray, cells: Instances, settings: dict) -
     return np.stack([vote.votes(texture) for vote in votes], axis=1)
 
 
-def _classes(logits: np.ndarray, votes: np.ndarray | None, texture: np.ndarray | None) -> np.ndarray:
+def _classes(logits: np.ndarray, votes: np.ndarray | None, texture: np.ndarray | None = None) -> np.ndarray:
     """Return the likeliest class, (N,) int64 in 1..K, by the mean of what is said of it.
 
     Parameters
