@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a finished run of configs/demo.yaml")
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--seed", type=int, default=991)
+    parser.add_argument("--seed", type=int, default=4242, help="no rule was chosen by the images of 4242 (default)")
     parser.add_argument("--mixed", type=int, default=24, help="images of several lines (default 24)")
     parser.add_argument("--per-line", type=int, default=4, help="images of each line alone (default 4)")
     given = parser.parse_args()

@@ -193,7 +193,10 @@ def _classes_inside(path: Path, labels: np.ndarray, config: ConvertConfig) -> di
 
 def proposals_are_no_truth(name: str) -> UserError:
     """Return the refusal of labels that a model proposed."""
-    return UserError(f"{name}: the cells of the image are a model's proposals, no truth", "correct them (label.use)")
+    return UserError(
+        f"{name}: the cells of the image are a model's proposals, no truth",
+        'correct them (label.use); in a COCO file whose cells were corrected remove the key "labels"',
+    )
 
 
 def perhaps(made: Loaded, class_ids: Iterable[int]) -> Loaded:
