@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,9 +126,11 @@ def test_workers_killed_from_outside_lose_nothing(cluster):
         for _ in range(2):
             if stop.wait(1.2):
                 return
-            workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+            inside = [p.pid for p in psutil.Process().children(recursive=True)]
+            workers = [pid for pid in inside if "spawn_main" in " ".join(_line(pid))]
             if workers:
-                os.kill(workers[0].pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ended by itself meanwhile
+                    os.kill(workers[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()

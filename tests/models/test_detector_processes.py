@@ -69,7 +69,7 @@ IN_TWO = """
 import sys
 import torch
 from torch import nn
-from cellkit.models.shared.processes import place
+from cellkit.models.shared.processes import end_together, place
 from cellkit.models.shared.shares import InShares, all_shares, dealt_out, own_share, total
 
 rank, count = place()
@@ -95,7 +95,8 @@ gradients = {name: network[name].weight.grad for name in ("both", "one", "none")
 assert not loss.requires_grad and float(loss) == 2 + 3 + 3, loss
 assert (gradients["both"].item(), gradients["one"].item(), gradients["none"]) == (5, 3, None), "what none has stays as it is"
 assert network["norm"].running_mean.tolist() == [1.5, 1.5] and network["still"].running_mean[0] == rank
-print("well")
+print("well", flush=True)
+end_together()
 """
 
 
@@ -104,20 +105,15 @@ def test_shares_add_up_to_the_whole():
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", IN_TWO],
-            env=os.environ | place | {"RANK": str(k), "LOCAL_RANK": str(k)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for k in range(2)
-    ]
-    for one in ranks:
-        with one:
-            out, err = one.communicate(timeout=120)
-        assert (one.returncode, out) == (0, "well\n"), err
+
+    def share(rank: int) -> tuple[int, str, str]:
+        env = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        done = subprocess.run([sys.executable, "-c", IN_TWO], env=env, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout, done.stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(share, range(2)))
+    assert [(code, out) for code, out, _ in told] == [(0, "well\n")] * 2, told
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -176,6 +176,14 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
+def end_together() -> None:
+    """Wait for the other processes and leave their group: one that ends while its threads still listen aborts."""
+    from torch.distributed import barrier, destroy_process_group
+
+    barrier()
+    destroy_process_group()
+
+
 def _one(folder: Path) -> None:
     """Do this process's share of the training that a folder describes."""
     end_with_parent()
@@ -191,10 +199,7 @@ def _one(folder: Path) -> None:
         raise SystemExit(2) from error
     if not rank:
         (folder / "made").write_text(str(made))
-    from torch.distributed import barrier, destroy_process_group
-
-    barrier()
-    destroy_process_group()
+    end_together()
 
 
 if __name__ == "__main__":
