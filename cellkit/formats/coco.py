@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.cells.dataset import MARKED, CellDataset
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import IGNORE, Instances
 from cellkit.cells.names import plain
 from cellkit.cells.outlines import refuse_boxes
@@ -19,6 +19,7 @@ from cellkit.errors import UserError
 from cellkit.files import write_json
 from cellkit.formats.any import Reading
 from cellkit.formats.coco_dialects import WRITTEN, checked, from_plain, key_of, segmentations
+from cellkit.formats.coco_maker import maker_keys
 from cellkit.formats.coco_reading import EXTRA, UNKNOWN, read_coco, refuse_unwritable
 from cellkit.formats.results import is_list
 from cellkit.microscope.folders import run_of
@@ -54,7 +55,8 @@ def write_coco(
     as_polygons : bool
         Polygons instead of RLE, for tools that have nothing else: holes are lost (`cellkit.cells.outlines.polygons` counts them).
     made_by : sequence of str, optional
-        Who made the cells of each image; "corrected" and "proposed" are written beside the image as its ``labels``.
+        Who made the cells of each image; "corrected" and "proposed" are written beside the image as its ``labels``, which counts
+        for as long as nobody changes its cells.
     marks : sequence of mapping, optional
         More keys for each image.
     quarantined : sequence of mapping, optional
@@ -79,12 +81,11 @@ def write_coco(
     images, annotations = [], []
     unknown = any((x.class_ids == 0).any() for x in instances)
     names = [*classes, *([UNKNOWN] if unknown else []), *([IGNORE] if any(x.unknown_px for x in instances) else [])]
+    categories = [{"id": k, "name": name, "supercategory": "cell"} for k, name in enumerate(names, 1)]
     unknown_id, ignored_id = (names.index(name) + 1 if name in names else 0 for name in (UNKNOWN, IGNORE))
     for number, record, found in zip(ids, records, instances, strict=True):
         _check_pair(record, found, len(classes))
-        k = len(images)
-        maker = {"labels": made_by[k]} if made_by and made_by[k] in MARKED else {}
-        images.append(_image(number, record) | maker | dict(marks[k] if marks else {}))
+        first = len(annotations)
         class_ids = np.where(found.class_ids == 0, unknown_id, found.class_ids).tolist()
         shapes = None if found.boxes_only else segmentations(found, convention, as_polygons)
         for k, entry in enumerate(_annotations(found, number, class_ids, with_scores)):
@@ -94,7 +95,9 @@ def write_coco(
         for entry in _annotations(region, number, [ignored_id], with_scores):
             entry |= {"segmentation": (segmentations(region, convention, False) or [entry["segmentation"]])[0]}
             annotations.append({"id": len(annotations) + 1, **entry, "iscrowd": int(convention != "cvat")})
-    categories = [{"id": k, "name": name, "supercategory": "cell"} for k, name in enumerate(names, 1)]
+        k = len(images)
+        maker = maker_keys(made_by[k] if made_by else "", annotations[first:], categories)
+        images.append(_image(number, record) | maker | dict(marks[k] if marks else {}))
     info = {"description": "cellkit"} | ({"quarantined": list(map(dict, quarantined))} if quarantined else {})
     data = {"info": info, "images": images, "categories": categories, "annotations": annotations}
     return write_json(path, from_plain(data, convention))

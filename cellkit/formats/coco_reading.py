@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cellkit.cells.dataset import MAKERS, CellDataset
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import IGNORE, IGNORED, Instances
 from cellkit.cells.names import image_id_of, plain, repeated
 from cellkit.cells.records import ImageRecord
@@ -30,6 +30,7 @@ from cellkit.formats.coco_cells import (
     with_pixels,
 )
 from cellkit.formats.coco_dialects import crowd_of, key_of, to_plain
+from cellkit.formats.coco_maker import maker_in
 
 EXTRA = ("image_id", "channels", "cell_type", "group", "split", "flags", "source")
 
@@ -112,7 +113,10 @@ def parse_coco(
         cells.with_unknown(region_of_rows(rows, cells.shape, f"{path}: {r.image_id}")) if rows else cells
         for rows, r, cells in zip(regions, records, instances, strict=True)
     ]
-    made_by = [entry["labels"] if entry.get("labels") in MAKERS else "" for entry in data["images"]]
+    made_by = [
+        maker_in(entry, [*cells, *others], data["categories"])
+        for entry, cells, others in zip(data["images"], grouped, regions, strict=True)
+    ]
     doubts = [] if decode is cells_of_boxes else contradictions(grouped, records, instances)
     if decode is not cells_of_boxes:
         instances, without = with_pixels(grouped, records, instances)

@@ -267,7 +267,8 @@ def refuse_proposed(truth: CellDataset) -> None:
     if truth.records and truth.made_by and set(truth.made_by) == {"proposed"}:
         raise UserError(
             f"{truth.path} holds proposals, no truth: {NO_ACCURACY}",
-            'correct some images and score those (label.use); of images corrected in this file remove the key "labels"',
+            "correct some images and score those (label.use); images corrected in this file itself count too (a mark of "
+            'another program, a key "labels" without "labels_stamp", has to go first)',
         )
 
 

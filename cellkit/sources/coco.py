@@ -24,6 +24,7 @@ from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted, readable
 from cellkit.files import decoded
 from cellkit.formats.coco_dialects import crowd_of, key_of, to_plain
+from cellkit.formats.coco_maker import maker_in
 from cellkit.log import LOG
 from cellkit.microscope.folders import (
     IMAGE_SUFFIXES,
@@ -360,10 +361,10 @@ def _load_coco(
 ) -> Loaded:
     from cellkit.formats.coco_reading import parse_coco
 
-    if entry.get("labels") == "proposed":
+    rows = [_unpacked(row) | {"image_id": 1} for row in rows]
+    if maker_in(entry, rows, sheet.categories) == "proposed":
         raise proposals_are_no_truth(sheet.path.name)
     made = load_picture(root, path, config, convert)
-    rows = [_unpacked(row) | {"image_id": 1} for row in rows]
     content = {"images": [entry | {"id": 1}], "categories": sheet.categories, "annotations": rows}
     coco = parse_coco(content, sheet.path.name, boxes=sheet.boxes_only, convention="plain", one_image=True)
     cells = coco.instances[0]

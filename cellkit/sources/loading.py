@@ -195,7 +195,7 @@ def proposals_are_no_truth(name: str) -> UserError:
     """Return the refusal of labels that a model proposed."""
     return UserError(
         f"{name}: the cells of the image are a model's proposals, no truth",
-        'correct them (label.use); in a COCO file whose cells were corrected remove the key "labels"',
+        'correct them (label.use, or in the file itself; a COCO file\'s key "labels" without "labels_stamp" has to go then)',
     )
 
 

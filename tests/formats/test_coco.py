@@ -197,6 +197,10 @@ def test_who_made_the_cells_is_carried_and_truth_is_not_marked(tmp_path):
     assert [image.get("labels") for image in images] == ["proposed", None, "corrected"]
     assert [image["x"] for image in images] == list("abc")
     assert read_coco(path).made_by == ["proposed", "", "corrected"]
+    for entry in images:
+        entry.pop("labels_stamp", None)
+    old = saved(tmp_path, json.loads(path.read_text()) | {"images": images})
+    assert read_coco(old).made_by == ["proposed", "", "corrected"], "a mark without a stamp stands"
     data = read_coco(path, tmp_path)
     assert [r.image_id for r in data.without_proposed().records] == ["b", "c"]
     assert data.subset([2, 0]).made_by == ["corrected", "proposed"]
@@ -206,3 +210,30 @@ def test_who_made_the_cells_is_carried_and_truth_is_not_marked(tmp_path):
         plain.read_bytes()
         == write_coco(tmp_path / "c.json", records, cells, ["HEK"], made_by=["truth"] * 3).read_bytes()
     )
+
+
+@pytest.mark.parametrize("convention", ["plain", "cvat", "fiftyone"])
+@pytest.mark.parametrize("as_polygons", [False, True])
+def test_cells_that_somebody_changed_in_the_file_are_no_longer_a_model_s(tmp_path, convention, as_polygons):
+    records = [ImageRecord(n, f"{n}.png", 8, 9) for n in "abcd"]
+    masks = np.zeros((2, 8, 9), bool)
+    masks[0, 1:4, 1:4], masks[1, 4:8, 5:9] = True, True
+    cells = Instances.from_masks(masks, (8, 9)).with_classes([1, 2])
+    unknown = np.zeros((8, 9), bool)
+    unknown[:, 0] = True
+    cells = [cells, cells.with_unknown(unknown), cells, cells]
+    how = {"convention": convention, "as_polygons": as_polygons, "made_by": ["proposed"] * 4}
+    path = write_coco(tmp_path / "a.json", records, cells, ["HEK", "N2a"], **how)
+    told = None if convention == "plain" else convention
+    assert read_coco(path, convention=told).made_by == ["proposed"] * 4
+    data = json.loads(path.read_text())
+    rows = data["annotations"]
+    data["annotations"] = [row | {"id": 100 - row["id"]} for row in reversed(rows)]  # other ids, another order
+    assert read_coco(saved(tmp_path, data), convention=told).made_by == ["proposed"] * 4
+    of_b = next(k for k, row in enumerate(rows) if row["image_id"] == 2)
+    rows[0]["category_id"] = 2  # a: another class; b: a cell less; c: an outline
+    of_c = next(row for row in rows if row["image_id"] == 3)
+    of_c["segmentation"] = [[1, 1, 5, 1, 5, 4, 1, 4]]
+    del rows[of_b]
+    data["annotations"] = rows
+    assert read_coco(saved(tmp_path, data), convention=told).made_by == ["", "", "", "proposed"]

@@ -13,6 +13,7 @@ from cellkit.cells.records import ImageRecord
 from cellkit.config.sections import SplitConfig
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco
+from cellkit.formats.coco_maker import stamp_of_rows
 from cellkit.formats.coco_reading import read_coco
 from cellkit.sources.coco import looks_like_coco, read_sheets
 from cellkit.sources.ingest import classes_of, convert_images, detect_kind
@@ -99,6 +100,14 @@ def test_a_model_s_proposals_are_no_truth(tmp_path):
     made = convert_images(config("coco"), tmp_path, tmp_path / "run")
     assert [record.image_id for record in made.images.records] == ["2"]
     assert "a model's proposals, no truth" in made.quarantined[0].reason
+    data = json.loads((tmp_path / "all.json").read_text())
+    data["images"][0]["labels_stamp"] = stamp_of_rows(data["annotations"][:1], data["categories"])
+    (tmp_path / "all.json").write_text(json.dumps(data))
+    assert "no truth" in convert_images(config("coco"), tmp_path, tmp_path / "again").quarantined[0].reason
+    data["annotations"][0]["segmentation"] = [[1, 1, 4, 1, 4, 4]]
+    (tmp_path / "all.json").write_text(json.dumps(data))
+    made = convert_images(config("coco"), tmp_path, tmp_path / "corrected")
+    assert [record.image_id for record in made.images.records] == ["1", "2"]
 
 
 def test_files_called_after_a_split_are_it_and_missing_ones_are_carved(tmp_path):
