@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cellkit.manifest import finished_entries, listed_by
+from cellkit.errors import UserError
+from cellkit.log import LOG
+from cellkit.manifest import MANIFEST, finished_entries, listed_by, read_manifest
 
 PREDICTIONS = "predictions_*"
 
@@ -80,3 +83,13 @@ def unused_models(
         if why and fnmatchcase(key, PREDICTIONS):
             unused[Path(output["path"]).stem] = why
     return unused
+
+
+def warn_outdated(path: Path) -> None:
+    """Say that predictions in a run folder, ``RUN/predictions/NAME.json``, are not of the present state of the run."""
+    run_dir = path.resolve().parent.parent
+    if path.resolve().parent.name != "predictions" or not (run_dir / MANIFEST).is_file():
+        return
+    with suppress(UserError):  # a manifest of another version says nothing of its predictions
+        if why := unused_models(read_manifest(run_dir)).get(path.resolve().stem, ""):
+            LOG.warning(f"{path} is not of the present state of the run: {why}; cellkit run makes it anew")

@@ -40,6 +40,7 @@ from cellkit.formats.label_images import labels_orientation
 from cellkit.microscope.folders import Pictures, is_run_folder, list_files, run_of
 from cellkit.microscope.open import inspect_file
 from cellkit.modules import by_key, load, load_all, optional
+from cellkit.outdated import warn_outdated
 from cellkit.parallel import map_items
 
 
@@ -50,7 +51,7 @@ def read_side(path: str | Path, **how) -> CellDataset:
     Parameters
     ----------
     path : path
-        Predictions of a run folder are those of the images its models were to predict.
+        Predictions of a run folder are those of the images its models were to predict; a warning says if they are outdated.
     **how
         Fields of `Reading`.
 
@@ -71,6 +72,7 @@ def read_side(path: str | Path, **how) -> CellDataset:
     module = next((module for module in formats if module.is_this(path)), None)
     if module is None and not formats_in(path):
         raise UserError(f"{path} is a '{path.suffix}' file", kinds)
+    warn_outdated(path)
     return _read_whole(path, reading) if module is None else module.read(path, reading)
 
 

@@ -16,6 +16,7 @@ from cellkit.cells.records import ImageRecord, write_records
 from cellkit.config.reading import load_config
 from cellkit.errors import Quarantined, UserError
 from cellkit.files import read_json, write_json
+from cellkit.formats.any import read_side
 from cellkit.formats.coco import write_coco, write_predictions
 from cellkit.manifest import read_manifest
 from cellkit.outdated import unused_models
@@ -407,3 +408,22 @@ def test_runs_in_which_a_recipe_writes_the_true_cells_are_told_apart_by_them(tmp
         write_json(run.folder / "manifest.json", manifest)
     compared, left_out = compare_runs([run.folder for run in runs], bootstrap=0)
     assert [one.images for one in compared] == [6, 3] and not left_out
+
+
+def test_whoever_reads_outdated_predictions_is_told(run, tmp_path, capsys):
+    folder = tmp_path / "again"
+    shutil.copytree(run.folder, folder)
+    names = sorted(MODELS)
+    read_side(folder / "predictions" / f"{names[0]}.json", of=read_side(folder / "coco" / "test.json"), common=True)
+    assert "not of the present state" not in capsys.readouterr().err
+    stage, coco = Run(folder), sorted((folder / "coco").glob("*.json"))
+    stage = stage.start("04_cells_to_coco", load_config(REPO / "configs" / "demo.yaml", {}).coco)
+    for path in coco:
+        (stage.path(f"coco/{path.name}")).write_bytes(path.read_bytes() + b"\n" * (path.stem == "train"))
+    stage.done(**{f"coco_{path.stem}": stage.root / "coco" / path.name for path in coco})
+    read_side(folder / "predictions" / f"{names[0]}.json", of=read_side(folder / "coco" / "test.json"), common=True)
+    told = capsys.readouterr().err
+    assert (
+        f"{names[0]}.json is not of the present state of the run: 05_train_maskrcnn is outdated: it read another"
+        in told
+    )
