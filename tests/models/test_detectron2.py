@@ -295,13 +295,13 @@ def test_an_image_without_cells_trains_and_is_scored(name, drawn, tmp_path):
 @pytest.mark.slow
 def test_both_engines_learn_the_same_cells(drawn, tmp_path):
     train, val, scores = drawn.select("train"), drawn.select("val"), {}
-    few = {"steps": 30, "eval_every": 30, "crop_px": 96, "batch_size": 2, "learning_rate": 0.003, "diameter_px": 30.0,
-           "start": str(find_weights("starter_light")), "score_threshold": 0.5, "nms_threshold": 0.5}  # fmt: skip
+    few = {"steps": 120, "eval_every": 120, "crop_px": 96, "batch_size": 2, "learning_rate": 0.003, "diameter_px": 30.0,
+           "precision": "float32", "start": str(find_weights("starter_light")), "score_threshold": 0.5, "nms_threshold": 0.5}  # fmt: skip
     for name in ("maskrcnn_torchvision", NAME):
         backend = get_backend(name)
         made = backend.train(train, val, backend.TrainSettings(**few, val_images=1, anchors="data"), tmp_path / name)
         assert weights.read_card(made).backend == name
         found = backend.load(made)(drawn.images())
         scores[name] = map_iou(zip(drawn.instances, found, strict=True))
-    # 0.324 and 0.347; with the usual anchors 0.200 and 0.135, untrained 0
-    assert min(scores.values()) > 0.2 and abs(np.diff(list(scores.values()))[0]) < 0.2, scores
+    # 0.574 and 0.553, with seed 1 0.563 and 0.555, untrained 0; after 30 steps seeds differ by 0.2, more than engines do
+    assert min(scores.values()) > 0.45 and abs(np.diff(list(scores.values()))[0]) < 0.1, scores
