@@ -19,6 +19,7 @@ from cellkit.cells.leftout import LeftOut
 from cellkit.errors import Quarantined, UserError, counted, of_place
 from cellkit.files import atomic_path, sha256_tree
 from cellkit.finding import Finder, processes_for, take_over
+from cellkit.formats.coco_maker import sum_of_stamps
 from cellkit.formats.large_labels import FORMS as LARGE_FORMS
 from cellkit.formats.large_labels import refuse_changed_large
 from cellkit.log import LOG
@@ -338,6 +339,9 @@ def _assemble(out: Path, parts: Sequence[Path], info: Mapping[str, Any]) -> dict
             for k, content in enumerate(contents_of(part)):
                 if k == 0:
                     images.append({**content["images"][0], "id": position})
+                else:
+                    stamps = (one["labels_stamp"] for one in (images[-1], content["images"][0]))
+                    images[-1]["labels_stamp"] = sum_of_stamps(*stamps)
                 categories |= {category["id"]: category for category in content["categories"]}
                 for entry in content["annotations"]:
                     file.write(", " if number else "")

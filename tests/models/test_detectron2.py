@@ -296,7 +296,8 @@ def test_an_image_without_cells_trains_and_is_scored(name, drawn, tmp_path):
 def test_both_engines_learn_the_same_cells(drawn, tmp_path):
     train, val, scores = drawn.select("train"), drawn.select("val"), {}
     few = {"steps": 120, "eval_every": 120, "crop_px": 96, "batch_size": 2, "learning_rate": 0.003, "diameter_px": 30.0,
-           "precision": "float32", "start": str(find_weights("starter_light")), "score_threshold": 0.5, "nms_threshold": 0.5}  # fmt: skip
+           "precision": "float32", "start": str(find_weights("starter_light")), "score_threshold": 0.5,
+           "nms_threshold": 0.5}  # fmt: skip
     for name in ("maskrcnn_torchvision", NAME):
         backend = get_backend(name)
         made = backend.train(train, val, backend.TrainSettings(**few, val_images=1, anchors="data"), tmp_path / name)
