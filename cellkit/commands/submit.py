@@ -15,7 +15,7 @@ from cellkit.commands.shared import (
     list_quarantined,
     skips_flag,
 )
-from cellkit.errors import Quarantined, UserError, counted
+from cellkit.errors import UserError, counted
 from cellkit.modules import names_of
 
 ABOUT = "write predictions as a Kaggle submission"
@@ -51,7 +51,7 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.cells.leftout import LeftOut
     from cellkit.formats.any import read_side
     from cellkit.formats.competitions import get_profile
-    from cellkit.formats.hand_in import named_after, named_as_files, of_test, refuse_scaled, unread_by
+    from cellkit.formats.hand_in import named_after, refuse_scaled, with_empty_rows
     from cellkit.formats.sides import match_sides
     from cellkit.formats.submission import write_submission
 
@@ -66,16 +66,12 @@ def run(given: argparse.Namespace) -> Answer:
         side, skipped = named_after(side, given.images)
     else:
         refuse_scaled(side)
-        lacking = unread_by(side)
-        side, note = of_test(side) if of is None else (side, "")
-        side = named_as_files(side)
+        side, skipped, note = with_empty_rows(side, test=of is None)
         if note:
             print(f"note: {note}", file=sys.stderr)
-        skipped = [Quarantined(name, f"no row, {reason}") for name, reason in sorted(lacking.items())]
-        if skipped:
+        if lacking := [one.item for one in skipped if one.reason.startswith("no row")]:
             print(
-                f"note: no row for {', '.join(sorted(lacking))}: not predicted; --images DIR gives empty ones",
-                file=sys.stderr,
+                f"note: no row for {', '.join(lacking)}: not predicted; --images DIR gives empty ones", file=sys.stderr
             )
     if partly := known_in_part(side.instances):
         print(f"note: {partly}; a submission cannot say so, and the rest counts as background", file=sys.stderr)

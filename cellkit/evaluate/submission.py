@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.leftout import LeftOut
 from cellkit.cells.resize import fit_to
 from cellkit.errors import UserError, counted
-from cellkit.files import from_cell
+from cellkit.formats.originals import NOT_PREDICTED, Original, asked_for, is_competition, read_originals
 from cellkit.formats.submission import write_submission
 from cellkit.log import LOG
 
@@ -21,28 +20,6 @@ if TYPE_CHECKING:
     import pandas
 
 OWN_TEST = "raise convert.split.test, or report on the validation images: evaluate.report_split=val"
-
-
-@dataclass(frozen=True)
-class Original:
-    """One image that is handed in, as its file is.
-
-    Parameters
-    ----------
-    id : str
-        What the competition calls it.
-    image_id : str
-        What the run calls it; "" where there is no picture of it.
-    shape : (int, int) or None
-        Height and width of the file (px); None where it could not be read.
-    note : str
-        Why it could not be read, "" when it could.
-    """
-
-    id: str
-    image_id: str
-    shape: tuple[int, int] | None
-    note: str = ""
 
 
 def handed_in(originals: Mapping[str, Path], split: str, images: CellDataset | None = None) -> list[Original]:
@@ -67,32 +44,20 @@ def handed_in(originals: Mapping[str, Path], split: str, images: CellDataset | N
     UserError
         There is no image of another split.
     """
-    import csv
-
     if not originals:
         found = [] if images is None else images.select(split).records
         return [Original(r.image_id, r.image_id, (r.height_px, r.width_px), "") for r in found]
-    with open(originals["originals"], newline="", encoding="utf-8") as file:
-        rows = [{key: from_cell(text) for key, text in row.items()} for row in csv.DictReader(file)]
-    competition = split == "test" and any(row["asked"] for row in rows)
-    chosen = [row for row in rows if (row["asked"] == "yes" if competition else row["split"] == split)]
+    rows = read_originals(originals["originals"])
+    chosen = asked_for(rows, split)
     if not chosen and split != "test":
         raise UserError(f"no image of the split '{split}' to hand in", f"give more images, or {OWN_TEST}")
     if not chosen:
         LOG.warning(f"there is no test image: the submission is empty; {OWN_TEST}")
-    if competition:
+    if is_competition(rows, split):
         own = sum(row["split"] == split and row["asked"] == "no" for row in rows)
         more = f"; scored and not handed in: {counted(own, 'other test image')} of this run" if own else ""
         LOG.info(f"handed in: {counted(len(chosen), 'image')} that the competition asks for{more}")
-    return [
-        Original(
-            row["id"],
-            row["image_id"],
-            (int(row["height_px"]), int(row["width_px"])) if row["height_px"] else None,
-            row["note"],
-        )
-        for row in chosen
-    ]
+    return chosen
 
 
 def submit_best(
@@ -122,7 +87,7 @@ def submit_best(
     resolved, rows, left = [], [], LeftOut()
     for one in originals:
         if one.image_id not in found or one.shape is None:
-            LOG.info(f"{one.id}: an empty row, {one.note or 'not predicted (see its flag in records.csv)'}")
+            LOG.info(f"{one.id}: an empty row, {one.note or NOT_PREDICTED}")
             resolved.append(Instances.empty(one.shape or (1, 1)))
             continue
         cells, log = resolve_overlaps(found[one.image_id])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def named_after(side: CellDataset, folder: str | Path) -> tuple[CellDataset, lis
     empty = {k for k, record in enumerate(wanted) if k not in places and _key(record) in lacking}
     missing = [record.image_id for k, record in enumerate(wanted) if k not in places and k not in empty]
     used = set(places.values())
-    others = side.of_model or marks_of(side)  # predictions of a run: other images of it may be among them
+    others = _is_of_run(side)  # other images of it may be among them
     extra = [] if others else [r.image_id for k, r in enumerate(side.records) if k not in used]
     if missing or extra:
         problem = (
@@ -68,15 +69,20 @@ def named_after(side: CellDataset, folder: str | Path) -> tuple[CellDataset, lis
 def named_as_files(side: CellDataset) -> CellDataset:
     """Return a side whose images are called as their files are without suffix, which is how a competition calls them.
 
-    Images of a run keep their names, and so do several of one file.
+    Images of a run are called as its source calls them, as in the submission of the run itself. Several of one file, and images
+    of a run that would share a name, keep theirs.
 
     Raises
     ------
     UserError
         Two files of one name.
     """
-    if side.run or side.of_model or marks_of(side):
-        return side
+    marks = marks_of(side)
+    if side.run or side.of_model or marks:
+        names = [_own_id(marks.get(record.image_id, {})) or record.image_id for record in side.records]
+        count = Counter(names)
+        names = [n if count[n] == 1 else r.image_id for r, n in zip(side.records, names, strict=True)]
+        return _named(side, names)
     in_json = side.path is not None and side.path.suffix.lower() == ".json"
     names = [_file_name(record) if in_json else stem_of(f"{record.image_id}.") for record in side.records]
     scenes = Counter(record.path for record in side.records)
@@ -86,6 +92,15 @@ def named_as_files(side: CellDataset) -> CellDataset:
             f"{side.path} has two images of files called '{twice[0]}'",
             "give the folder of the test images, whose names are the ids: --images DIR",
         )
+    return _named(side, names)
+
+
+def _own_id(marks: Mapping[str, object]) -> str:
+    own_id = marks.get("own_id", "")
+    return own_id if isinstance(own_id, str) else ""
+
+
+def _named(side: CellDataset, names: Sequence[str]) -> CellDataset:
     return replace(side, records=[replace(r, image_id=name) for r, name in zip(side.records, names, strict=True)])
 
 
@@ -103,9 +118,50 @@ def _key(record: ImageRecord) -> str:
 
 def unread_by(side: CellDataset) -> dict[str, str]:
     """Return why, by names as `same` has them, a prediction skipped images: its file lists them."""
-    told = {same(plain_stem(one["item"].replace("\\", "/"))): one["reason"] for one in skipped_by(side)}
+    told = {_key_of_skipped(one): one["reason"] for one in skipped_by(side)}
     there = set(map(_key, side.records))
     return {name: reason for name, reason in told.items() if name not in there}
+
+
+def _key_of_skipped(one: Mapping[str, str]) -> str:
+    """Return the name by which `unread_by` tells what was skipped; an id has no suffix that could be taken off."""
+    return same(plain_stem(f"{one['own_id']}." if one.get("own_id") else one["item"].replace("\\", "/")))
+
+
+def with_empty_rows(side: CellDataset, test: bool = True) -> tuple[CellDataset, list[Quarantined], str]:
+    """Return the images that are handed in where no folder names them, called as `named_as_files` does.
+
+    Of predictions of a run those are its test images, and empty what the run is to hand in and could not predict.
+
+    Parameters
+    ----------
+    test : bool
+        Whether it is those; else all images of the side, and no others.
+
+    Returns
+    -------
+    side : CellDataset
+    skipped : list of Quarantined
+        What could not be predicted: has it an empty row or none, and why.
+    note : str
+        What to say of images that are not handed in; "" where all are.
+
+    Raises
+    ------
+    UserError
+        As `of_test` and `named_as_files`.
+    """
+    skipped, unread = skipped_by(side), unread_by(side)
+    side, note = of_test(side) if test else (side, "")
+    named = named_as_files(side)
+    there = {record.image_id for record in named.records}
+    own = {one["own_id"]: one for one in skipped if one.get("own_id") and one["own_id"] not in there} if test else {}
+    known = {_key_of_skipped(one) for one in skipped if one.get("own_id")}
+    left = [Quarantined(name, f"an empty row, {one['reason']}") for name, one in own.items()]
+    left += [Quarantined(name, f"no row, {unread[name]}") for name in sorted(unread) if name not in known]
+    records = [*named.records, *(ImageRecord(name, name, 1, 1) for name in own)]
+    cells = [*named.instances, *(Instances.empty((1, 1)) for _ in own)]
+    return CellDataset(records, cells, named.classes, path=side.path), left, note
 
 
 def of_test(side: CellDataset) -> tuple[CellDataset, str]:
@@ -118,9 +174,9 @@ def of_test(side: CellDataset) -> tuple[CellDataset, str]:
     UserError
         None of them is of a test image.
     """
-    marks = marks_of(side)
-    if not side.of_model and not marks:
+    if not _is_of_run(side):
         return side, ""
+    marks = marks_of(side)
     asked = {name for name, one in marks.items() if one.get("asked") == "yes"}
     is_test = [r.image_id in asked if asked else r.split == "test" for r in side.records]
     kept = [k for k, one in enumerate(is_test) if one]
@@ -133,6 +189,11 @@ def of_test(side: CellDataset) -> tuple[CellDataset, str]:
     of = ", ".join(sorted(set(others)))
     problem = f"{counted(len(kept), 'test image')} handed in, not {counted(len(others), 'other')} of the run ({of})"
     return side.subset(kept), f"{problem}; for others give --images DIR or --coco FILE" if others else ""
+
+
+def _is_of_run(side: CellDataset) -> bool:
+    """Tell whether these are predictions of a run: other images than those to hand in may be among them."""
+    return side.of_model or any(set(marks) - {"own_id"} for marks in marks_of(side).values())
 
 
 def refuse_scaled(side: CellDataset) -> None:

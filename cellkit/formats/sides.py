@@ -29,7 +29,8 @@ from cellkit.cells.names import (
 )
 from cellkit.cells.records import MIXED, ImageRecord
 from cellkit.errors import UserError, nearest, of_place, plain_reason
-from cellkit.files import from_cell, read_json
+from cellkit.files import read_json
+from cellkit.formats.originals import NOT_PREDICTED, TABLE, asked_for, read_originals
 from cellkit.manifest import finished_entries, read_manifest
 from cellkit.microscope.folders import IMAGE_SUFFIXES, ids_of, list_files
 from cellkit.microscope.frames import reason_of
@@ -39,6 +40,7 @@ MARKS: dict[str, Any] = {
     "scale": 1,
     "asked": "",
     "of_run": "",
+    "own_id": "",
 }  # what `marks_of` tells, and what it is where nothing is to be told
 
 
@@ -88,24 +90,21 @@ def marks_of(side: CellDataset) -> dict[str, dict[str, Any]]:
     """Return what is to be known of predictions made in a run to hand them in, by image_id.
 
     That is ``scale`` (convert.scale, where the cells are not in pixels of the files), ``asked`` ("yes": a competition asks for
-    the image, "no": it has asked for others), and ``of_run`` ("yes": the image has its split in a run, which predicted it).
+    the image, "no": it has asked for others), ``of_run`` ("yes": the image has its split in a run, which predicted it), and
+    ``own_id`` (what the source of the run calls the image, where that is not its image_id).
     A run's own predictions have it in its manifest and ``originals.csv``; files that `cellkit fuse` and the folds write have it
     beside each image.
     """
-    import csv
-
     if side.run:
         config = finished_entries(read_manifest(side.run)).get("01_convert", {}).get("config")
         scale = config.get("scale", 1) if isinstance(config, dict) else 1
-        asked, table = {}, Path(side.run) / "originals.csv"
-        if table.is_file():
-            with open(table, newline="", encoding="utf-8") as file:
-                asked = {from_cell(row["image_id"]): row.get("asked", "") for row in csv.DictReader(file)}
-        of_run = ["yes" if side.of_model and r.split else "" for r in side.records]
-        each = {
-            r.image_id: {"scale": scale, "asked": asked.get(r.image_id, ""), "of_run": one}
-            for r, one in zip(side.records, of_run, strict=True)
-        }
+        rows = {row["image_id"]: row for row in _originals(side)}
+        each = {}
+        for record in side.records:
+            row, name = rows.get(record.image_id, {}), record.image_id
+            own_id = row.get("id", "") if row.get("id") != name else ""
+            of_run = "yes" if side.of_model and record.split else ""
+            each[name] = {"scale": scale, "asked": row.get("asked", ""), "of_run": of_run, "own_id": own_id}
     else:
         images, _ = _beside(side)
         each = {one["image_id"]: one for one in images if isinstance(one.get("image_id"), str)}
@@ -116,8 +115,24 @@ def marks_of(side: CellDataset) -> dict[str, dict[str, Any]]:
 
 
 def skipped_by(side: CellDataset) -> list[dict[str, str]]:
-    """Return ``item`` and ``reason`` of what a prediction skipped, as its file lists it."""
-    return [{key: str(one.get(key, "")) for key in ("item", "reason")} for one in _beside(side)[1]]
+    """Return ``item`` and ``reason`` of what a prediction skipped, as its file lists it.
+
+    What a run hands in and did not predict has also ``own_id``, what its source calls it: by ``originals.csv`` of the run.
+    """
+    if side.run and side.of_model:
+        there = {record.image_id for record in side.records}
+        lacking = [one for one in asked_for(_originals(side)) if one.image_id not in there]
+        return [{"item": one.id, "reason": one.note or NOT_PREDICTED, "own_id": one.id} for one in lacking]
+    return [
+        {key: str(one.get(key, "")) for key in ("item", "reason", "own_id") if key != "own_id" or one.get(key)}
+        for one in _beside(side)[1]
+    ]
+
+
+def _originals(side: CellDataset) -> list[dict[str, str]]:
+    """Return the rows of the table of images of a side's run; none where it has no such table."""
+    path = Path(side.run) / TABLE
+    return read_originals(path) if path.is_file() else []
 
 
 def _beside(side: CellDataset) -> tuple[list[dict], list[dict]]:

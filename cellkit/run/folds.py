@@ -15,7 +15,7 @@ from cellkit.evaluate.evaluation import KEY, predictions_of, read_truths
 from cellkit.evaluate.out_of_fold import OUT_OF_FOLD, TEST, FoldFound, fold_table, fused_test, left_out, out_of_fold
 from cellkit.files import write_frame
 from cellkit.formats.coco import write_coco
-from cellkit.formats.sides import marks_of
+from cellkit.formats.sides import marks_of, skipped_by
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import FOLDS, check_folder, read_manifest
@@ -145,13 +145,14 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
         LOG.warning(text)
     before = _models_before(place / TABLE)
     first = Run(place / "1")
-    told = marks_of(replace(CellDataset.of_run(first), run=first.folder))
     for kind, by_model in ((FOUND, out_of_fold(found)), (FUSED_TEST, fused_test(found))):
         for model, images in by_model.items():
             path = place / kind / f"{model}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
+            told = marks_of(replace(images, run=first.folder, of_model=False))
             marks = [told.get(record.image_id, {}) for record in images.records]
-            rest = {"with_scores": True, "made_by": images.made_by, "marks": marks}
+            skipped = skipped_by(replace(images, run=first.folder)) if kind == FUSED_TEST else []
+            rest = {"with_scores": True, "made_by": images.made_by, "marks": marks, "quarantined": skipped}
             write_coco(path, images.records, images.instances, cfg.classes, images.ids, **rest)
         _remove_others(place / kind, by_model, before)
     table = fold_table(found, cfg.evaluate.bootstrap_samples, cfg.evaluate.seed)

@@ -14,6 +14,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord, write_records
 from cellkit.config.sections import ConvertConfig
+from cellkit.evaluate.submission import handed_in
 from cellkit.formats.coco import write_coco, write_results
 from cellkit.formats.label_images import write_labels
 from cellkit.formats.sides import marks_of
@@ -99,6 +100,73 @@ def test_an_image_that_prediction_skipped_has_an_empty_row_and_one_it_never_saw_
     write_png(tmp_path / "images/new.png", np.zeros((32, 32, 3), np.uint8))
     code, _, err = said("submit", path, *flags)
     assert code == 2 and "1 test image without prediction" in err and "new" in err
+
+
+ORIGINALS = """image_id,id,split,height_px,width_px,asked,note
+007,x_7,test,32,32,{yes},
+008,008,test,32,32,{yes},
+v1,9,val,32,32,{no},
+t1,10,test,32,32,{no},
+torn,torn,test,,,{yes},cut short
+dark,a.dark,test,32,32,{yes},
+"""
+GHOST = ",ghost,test,,,yes,no picture of it is here\n"
+
+
+def run_with(folder, originals):
+    """Write a run of the four images, with a table of its originals and two results lists; return these."""
+    records = [ImageRecord(n, f"images/{n}.png", 32, 32, split=s) for n, s in zip(NAMES, SPLITS, strict=True)]
+    run, cells = Run(folder), Instances.from_labels(np.eye(32, dtype=np.int32))
+    stage = run.start("01_convert", ConvertConfig())
+    stage.path("originals.csv").write_text(originals)
+    stage.done(records=write_records(stage.path("records.csv"), records), originals=stage.path("originals.csv"))
+    return [write_results(folder / f"predictions/{name}.json", [1, 2, 3, 4], [cells] * 4) for name in "ab"]
+
+
+@pytest.mark.parametrize("competition", [True, False])
+def test_a_run_s_predictions_have_the_rows_and_the_ids_of_its_own_submission(competition, tmp_path, said):
+    marks = {"yes": "yes", "no": "no"} if competition else {"yes": "", "no": ""}
+    table = ORIGINALS.format(**marks) + GHOST * competition
+    a, b = run_with(tmp_path / "run", table)
+    asked = [one.id for one in handed_in({"originals": tmp_path / "run/originals.csv"}, "test")]
+    assert said("fuse", a, b, "-o", tmp_path / "both.json")[0] == 0
+    assert said("fuse", tmp_path / "both.json", tmp_path / "both.json", "-o", tmp_path / "again.json")[0] == 0
+    for path in (a, tmp_path / "both.json", tmp_path / "again.json"):
+        code, _, err = said("submit", path, "--profile", "sartorius", "-o", tmp_path / "s.csv")
+        rows = pd.read_csv(tmp_path / "s.csv", dtype=str, keep_default_na=False)
+        empty = {"torn", "a.dark"} | ({"ghost"} if competition else set())
+        assert code == 3 and sorted(set(rows["id"])) == sorted(asked)
+        assert set(rows[rows["predicted"] == ""]["id"]) == empty
+        assert "torn: an empty row, cut short" in err and "a.dark: an empty row, not predicted (see its flag" in err
+
+
+def test_what_a_run_could_not_predict_is_empty_also_where_a_folder_names_the_images(tmp_path, said):
+    a, b = run_with(tmp_path / "run", ORIGINALS.format(yes="yes", no="no"))
+    assert said("fuse", a, b, "-o", tmp_path / "both.json")[0] == 0
+    for name in ("007", "008", "a.dark", "torn"):
+        write_png(tmp_path / f"images/{name}.png", np.zeros((32, 32, 3), np.uint8))
+    (tmp_path / "images/torn.png").write_bytes(b"")
+    for path in (a, tmp_path / "both.json"):
+        flags = ("--profile", "sartorius", "--images", tmp_path / "images", "-o", tmp_path / "s.csv")
+        code, _, err = said("submit", path, *flags)
+        assert (
+            code == 3
+            and ids(tmp_path / "s.csv") == ["007", "008", "a.dark", "torn"]
+            and "torn.png: an empty row" in err
+        )
+
+
+def test_another_file_of_images_says_which_and_the_run_how_they_are_called(tmp_path, said):
+    a, _ = run_with(tmp_path / "run", ORIGINALS.format(yes="", no=""))
+    val = write_coco(
+        tmp_path / "run/coco/val.json", [ImageRecord("v1", "images/v1.png", 32, 32)], [Instances.empty((32, 32))], ()
+    )
+    code, *_ = said("submit", a, "--coco", val, "--profile", "sartorius", "-o", tmp_path / "s.csv")
+    assert code == 0 and ids(tmp_path / "s.csv") == ["9"]
+    named = tmp_path / "twice.csv"
+    (tmp_path / "run/originals.csv").write_text(ORIGINALS.format(yes="", no="").replace(",10,", ",008,"))
+    assert said("submit", a, "--profile", "sartorius", "-o", named)[0] == 3
+    assert ids(named) == ["x_7", "008", "t1", "torn", "a.dark"], "of two of one id each keeps the run's name"
 
 
 @pytest.mark.parametrize("name", ["a.json", "nothing.json"])

@@ -15,6 +15,7 @@ import pytest
 from run_cases import TWO, here, write_notebook  # noqa: F401
 
 from cellkit.cells.records import read_records
+from cellkit.commands.main import main
 from cellkit.config.reading import load_config
 from cellkit.errors import UserError
 from cellkit.files import PACKAGE, read_json, write_json
@@ -115,6 +116,8 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
 
     originals = pd.read_csv(place / "1/originals.csv", dtype=str, keep_default_na=False)
     originals["asked"] = ["yes" if name in test[0] else "no" for name in originals["image_id"]]
+    originals["id"] = [f"own {name}" for name in originals["image_id"]]
+    originals.loc[len(originals)] = {"id": "ghost", "split": "test", "asked": "yes", "note": "no picture of it is here"}
     originals.to_csv(place / "1/originals.csv", index=False)
     table["model"].replace("threshold", "gone").to_frame().to_csv(place / "folds.csv")
     for name in ("out_of_fold/gone", "test/gone", "test/mine"):
@@ -127,6 +130,13 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     for name, asked in (("test", {"yes"}), ("out_of_fold", {"no"})):
         images = read_json(place / name / "threshold.json")["images"]
         assert {image["asked"] for image in images} == asked, "cellkit submit knows whom a competition asks for"
+        assert all(image["own_id"] == f"own {image['image_id']}" for image in images)
+    lacking = [
+        read_json(place / name / "threshold.json")["info"].get("quarantined") for name in ("test", "out_of_fold")
+    ]
+    assert lacking == [[{"item": "ghost", "reason": "no picture of it is here", "own_id": "ghost"}], None]
+    assert main(["submit", str(place / "test/threshold.json"), "--profile", "sartorius", "-o", "s.csv"]) == 3
+    assert set(pd.read_csv("s.csv")["id"]) == {"ghost", *(f"own {name}" for name in test[0])}
 
 
 def test_what_all_folds_took_is_said_together(tmp_path):
