@@ -132,6 +132,17 @@ def check_backend(name: str) -> None:
         raise _lacks(name, missing[0])
 
 
+def required_by(name: str) -> tuple[str, ...]:
+    """Return the packages that a backend needs, by the names they are imported by; nothing is imported.
+
+    Raises
+    ------
+    UserError
+        An unknown name.
+    """
+    return tuple(_about(name)["REQUIRES"])
+
+
 def if_able(backend: ModuleType, ability: str, *arguments: Any) -> Any:
     """Return what an optional function of a backend answers; None where the backend has no such function."""
     function = optional(backend, ability)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cellkit.formats.competitions import get_profile
@@ -55,6 +56,13 @@ What the machine lacks is attached as wheels. They come with this line, on a mac
 """
 
 
+REMEDY = "see that the machine has them, or bundle again with a lock that has them: --lock FILE"
+ALONE = """
+The model needs these too, and they are not in `{required}`, as the lock has none of them: {alone}. Where the notebook runs they
+must be there before it does; {remedy}.
+"""
+
+
 def notebook(profile: str) -> dict[str, Any]:
     """Return the notebook that writes a submission, in the form of its file."""
     column = get_profile(profile).columns[0]
@@ -77,13 +85,17 @@ def notebook(profile: str) -> dict[str, Any]:
     return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
 
-def readme(name: str, profile: str, needed: int, copied: int) -> str:
+def readme(name: str, profile: str, needed: int, copied: int, alone: Sequence[str] = ()) -> str:
     """Return how a bundle is used, as Markdown.
 
     Parameters
     ----------
     needed, copied : int
         Packages that a prediction takes, and wheels of them in the bundle.
+    alone : sequence of str
+        Packages that the model takes besides, and no lock has.
     """
     how = {"required": REQUIRED, "wheels": WHEELS, "download": download_line(REQUIRED)}
-    return ABOUT.format(name=name, profile=profile, needed=needed, copied=copied, **how)
+    text = ABOUT.format(name=name, profile=profile, needed=needed, copied=copied, **how)
+    names = ", ".join(f"`{package}`" for package in alone)
+    return text + (ALONE.format(required=REQUIRED, alone=names, remedy=REMEDY) if alone else "")

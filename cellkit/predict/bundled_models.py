@@ -17,8 +17,11 @@ from typing import Any
 from cellkit.errors import UserError
 from cellkit.files import sha256_file
 from cellkit.models.shared.fusion import FusionSettings
+from cellkit.modules import own_folders
 from cellkit.predict.joined import FusedModel, JoinedModel, RoutedModel, fused_model, routed_model
 from cellkit.predict.model import Model, find_model
+
+OF_PREDICTIONS = ("formats", "microscope", "models")  # folders of modules that a prediction may take
 
 
 def copy_models(model: Model, folder: Path, within: str) -> dict[str, Any]:
@@ -101,6 +104,33 @@ def open_models(tree: Mapping[str, Any], bundle: Path, name: str) -> Model:
     path = bundle / tree["model"]
     model = find_model(path if path.is_file() else tree["model"])
     return replace(model, name=name, config=dict(tree["config"]), own_px=tree["own_px"])
+
+
+def backends_of(model: Model) -> list[str]:
+    """Return the names of the backends of a model, sorted; of one that others make, those of all of them."""
+    if isinstance(model, JoinedModel):
+        return sorted({name for one in model.members for name in backends_of(one)})
+    return [model.backend]
+
+
+def copy_own_modules(folder: Path) -> None:
+    """Copy the modules of one's own that a prediction may take (backends, readers, forms) into a copy of the package.
+
+    There they are imported by the same names, without the folder that ``CELLKIT_MODULES`` names.
+
+    Raises
+    ------
+    UserError
+        A file of that name is in the package.
+    """
+    for own in own_folders():
+        files = [*own.glob("*.py"), *(file for part in OF_PREDICTIONS for file in (own / part).rglob("*.py"))]
+        for file in sorted(files):
+            to = folder / file.relative_to(own)
+            if to.is_file() and to.name == "__init__.py":  # the package has its own
+                continue
+            to.parent.mkdir(parents=True, exist_ok=True)
+            _copy(file, to)
 
 
 def is_joined(model: Model) -> bool:

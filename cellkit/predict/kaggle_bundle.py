@@ -21,13 +21,30 @@ from cellkit.errors import UserError, counted
 from cellkit.fetch.find import of_a_run
 from cellkit.files import PACKAGE, atomic_path, read_json, sha256_each, sha256_file, write_json, write_text
 from cellkit.formats.competitions import get_profile
+from cellkit.log import LOG
 from cellkit.manifest import finished_entries, read_manifest
 from cellkit.microscope.convert import Conversion
 from cellkit.models import FUSED
-from cellkit.predict.bundle_texts import notebook, readme
-from cellkit.predict.bundled_models import copy_files, copy_models, is_joined, open_models
+from cellkit.predict.bundle_texts import REMEDY, notebook, readme
+from cellkit.predict.bundled_models import (
+    backends_of,
+    copy_files,
+    copy_models,
+    copy_own_modules,
+    is_joined,
+    open_models,
+)
 from cellkit.predict.joined import fuse_models, open_model
-from cellkit.predict.locked_packages import REQUIRED, WHEELS, copy_wheels, lock_file, packages_to_predict, read_lock
+from cellkit.predict.locked_packages import (
+    REQUIRED,
+    WHEELS,
+    copy_wheels,
+    lock_file,
+    packages_of,
+    packages_to_predict,
+    read_lock,
+    version_here,
+)
 from cellkit.predict.model import Model, find_model
 
 MANIFEST, MODEL, NOTEBOOK, README = "manifest.json", "model.json", "submit.ipynb", "README.md"
@@ -83,7 +100,13 @@ def write_bundle(
     get_profile(profile)
     _refuse_other(out, wheels)
     locked = read_lock(lock_file(lock))
-    needed = packages_to_predict()
+    needed, of_backends = packages_to_predict(), packages_of(backends_of(model))
+    alone = [version_here(package) for package in of_backends if package not in {*needed, *locked}]
+    needed = sorted({*needed, *(package for package in of_backends if package in locked)})
+    if alone:
+        LOG.warning(
+            f"the lock has no {', '.join(alone)}, which the model needs: {README} of the bundle names them too; {REMEDY}"
+        )
     with tempfile.TemporaryDirectory(prefix=".cellkit-bundle-", dir=_parent(out)) as made:
         folder = Path(made) / "bundle"
         folder.mkdir()
@@ -98,6 +121,7 @@ def write_bundle(
         write_json(folder / MODEL, about, indent=1)
         ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "starter")
         shutil.copytree(PACKAGE, folder / CODE / "cellkit", ignore=ignored)
+        copy_own_modules(folder / CODE / "cellkit")
         lacking = [package for package in needed if package not in locked]
         if lacking:
             raise UserError(
@@ -106,7 +130,7 @@ def write_bundle(
         write_text(folder / REQUIRED, "".join(locked[package].text for package in needed))
         copied = copy_wheels(Path(wheels), folder / WHEELS, {p: locked[p] for p in needed}) if wheels else []
         write_json(folder / NOTEBOOK, notebook(profile), indent=1)
-        write_text(folder / README, readme(title, profile, len(needed), len(copied)))
+        write_text(folder / README, readme(title, profile, len(needed), len(copied), alone))
         manifest = {
             "cellkit": __version__,
             "bundle": 1,

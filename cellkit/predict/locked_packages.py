@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cellkit.errors import UserError, counted
 from cellkit.files import PACKAGE, sha256_file
 from cellkit.log import LOG
+from cellkit.models import INSTALLED_AS, required_by
 
 WHEELS, REQUIRED = "wheels", "requirements.txt"
 NOT_TO_PREDICT = (
@@ -97,8 +98,37 @@ def packages_to_predict() -> list[str]:
         for r in map(Requirement, own)
         if r.marker is None or r.marker.evaluate({"extra": ""})
     ]
-    todo = [one for one in todo if one[0] not in NOT_TO_PREDICT]
-    found: set[str] = set()
+    return sorted(_with_theirs([one for one in todo if one[0] not in NOT_TO_PREDICT]))
+
+
+def packages_of(backends: Iterable[str]) -> list[str]:
+    """Return the packages that backends state they need, sorted, and what those need here; also such as are not here.
+
+    Of a backend that is installed, ``package.module``, its own package is one of them.
+    """
+    from packaging.utils import canonicalize_name
+
+    names = {package for name in backends for package in required_by(name)}
+    names |= {name.partition(".")[0] for name in backends if "." in name}
+    known = importlib.metadata.packages_distributions()
+    own = {canonicalize_name(known.get(name, [INSTALLED_AS.get(name, name)])[0]) for name in names}
+    return sorted(own | _with_theirs([(name, ()) for name in own]))
+
+
+def version_here(package: str) -> str:
+    """Return a package with the version that is installed here, as pip takes it; its name alone where there is none."""
+    try:
+        return f"{package}=={importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package
+
+
+def _with_theirs(todo: list[tuple[str, Iterable[str]]]) -> set[str]:
+    """Return packages, given with their extras, and all that those need here; not what is not installed, nor cellkit."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    todo, found = [one for one in todo if one[0] != "cellkit"], set()
     while todo:
         name, extras = todo.pop()
         if name in found:
@@ -109,9 +139,11 @@ def packages_to_predict() -> list[str]:
             continue  # of another platform
         found.add(name)
         for wanted in map(Requirement, requires):
+            if wanted.name == "cellkit":  # a backend of a package: the bundle has its code
+                continue
             if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
                 todo.append((canonicalize_name(wanted.name), wanted.extras))
-    return sorted(found)
+    return found
 
 
 def copy_wheels(source: Path, folder: Path, locked: Mapping[str, Locked]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 import os
 import shutil
@@ -199,6 +200,68 @@ def test_every_package_of_a_prediction_is_locked_and_no_notebook_is_among_them()
     locked = read_lock(locked_packages.lock_file(None))
     assert {"torch", "numpy", "safetensors", "tifffile"} <= set(needed) and "jupyterlab" not in needed
     assert not set(needed) - set(locked)
+
+
+def test_packages_of_the_model_s_backend_are_in_the_list_or_named(run_dir, unet, tmp_path, monkeypatch, capsys):  # noqa: F811
+    asked = []
+    monkeypatch.setattr(
+        locked_packages, "required_by", lambda name: asked.append(name) or ("skimage", "probe", "hypothesis")
+    )
+    monkeypatch.setitem(locked_packages.INSTALLED_AS, "probe", PROBE)
+    lock, own = tmp_path / "lock.txt", (kaggle_bundle.PACKAGE.parent / "requirements/lock.txt").read_text()
+    lock.write_text(f"{own}\n{PROBE}==1.0 \\\n    --hash=sha256:{'0' * 64}\n")
+    (tmp_path / "all.yaml").write_text(f"fuse: {{models: [{unet}, {run_dir}:threshold]}}")
+    write_bundle(str(tmp_path / "all.yaml"), tmp_path / "b", "sartorius", lock=lock)
+    assert asked == ["cellpose_unet", "threshold"], "those of every model in it"
+    assert f"{PROBE}==1.0" in (tmp_path / "b/requirements.txt").read_text()
+    named = f"hypothesis=={importlib.metadata.version('hypothesis')}"
+    for text in (capsys.readouterr().err, (tmp_path / "b/README.md").read_text()):
+        assert named in text and "bundle again with a lock that has them: --lock FILE" in text
+    assert "hypothesis" not in (tmp_path / "b/requirements.txt").read_text()
+    write_bundle(f"{run_dir}:threshold", tmp_path / "c", "sartorius")
+    assert PROBE in (tmp_path / "c/README.md").read_text(), "of one that is not here the name"
+
+
+OWN_BACKEND = """
+from cellkit.models.mine_helper import nothing
+from cellkit.models.shared.contract import Segmenter
+from cellkit.settings import Frozen
+TITLE = "Mine"
+NEEDS_CHECKPOINT = False
+class Settings(Frozen):
+    pass
+def load(checkpoint, settings=None):
+    return Segmenter(lambda image, left_out: nothing(image), {})
+"""
+OWN_HELPER = """
+from cellkit.cells.instances import Instances
+def nothing(image):
+    return Instances.empty(image.shape[:2])
+"""
+OWN_PROFILE = 'COLUMNS = ("picture", "runs")\nPIXEL_ORDER = "row-major"\nTRUTH_COLUMNS = ()\n'
+
+
+def test_modules_of_one_s_own_come_with_it(competition, tmp_path):
+    files = {
+        "models/mine.py": OWN_BACKEND,
+        "models/mine_helper.py": OWN_HELPER,
+        "formats/competitions/ours.py": OWN_PROFILE,
+    }
+    for name, text in files.items():
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_text(text)
+    test, sample, ids = competition
+    sample.write_text("picture,runs\n" + "".join(f"{name},\n" for name in ids))
+    env = os.environ | {"CELLKIT_MODULES": str(tmp_path / "own"), "PYTHONPATH": str(kaggle_bundle.PACKAGE.parent)}
+    made = [sys.executable, "-m", "cellkit", "kaggle-bundle", "mine", "--profile", "ours", "-o", "b"]
+    done = subprocess.run(made, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    use = "from cellkit.predict.kaggle_bundle import check_bundle, submit_bundle\ncheck_bundle('b')\n"
+    use += f"submit_bundle('b', {str(test)!r}, {str(sample)!r}, 's.csv')"
+    env = {name: value for name, value in env.items() if name != "CELLKIT_MODULES"} | {"PYTHONPATH": "b/code"}
+    done = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [name for name, _ in rows(tmp_path / "s.csv")] == ids
 
 
 def test_the_command_says_what_it_wrote_and_what_it_refuses(run_dir, tmp_path, said):  # noqa: F811
