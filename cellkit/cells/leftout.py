@@ -10,6 +10,21 @@ from cellkit.cells.records import ImageRecord
 from cellkit.errors import counted
 from cellkit.log import LOG
 
+OF_IMAGES = "images: "
+
+
+def of_images(what: str) -> str:
+    """Return the reason by which something is noted of an image itself, and not of cells in it: however many are counted.
+
+    Examples
+    --------
+    >>> left = LeftOut()
+    >>> left.of_image({of_images("of no kind"): 3}, "a")
+    >>> left.sentences()
+    ['1 image of no kind (a)']
+    """
+    return f"{OF_IMAGES}{what}"
+
 
 class LeftOut:
     """How many cells were left out, cut or are doubtful, by reason and by image.
@@ -37,9 +52,13 @@ class LeftOut:
             self.add(why, image_id, cells)
 
     def sentences(self) -> list[str]:
-        """Return one sentence per reason."""
+        """Return one sentence per reason; what is noted of images themselves names each of them."""
         sentences = []
         for why, images in self.cells.items():
+            if why.startswith(OF_IMAGES):
+                what = why.removeprefix(OF_IMAGES)
+                sentences.append(f"{counted(len(images), 'image')} {what} ({', '.join(sorted(images))})")
+                continue
             image_id, most = images.most_common(1)[0]
             count = images.total()
             what = f"{counted(count, 'cell')} of {counted(len(images), 'image')} {why}"

@@ -133,8 +133,8 @@ class JoinedModel(Model):
         segmenter.opener = Opener(self.load, (scale,))
         return segmenter
 
-    def _loaded(self, member: Model, scale: float, all_are: str = "") -> Segmenter:
-        return with_classes_of(member.load(scale), member.classes, self.classes, all_are)
+    def _loaded(self, member: Model, scale: float) -> Segmenter:
+        return with_classes_of(member.load(scale), member.classes, self.classes)
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,10 @@ class RoutedModel(JoinedModel):
     def load(self, scale: float = 1.0) -> Segmenter:
         """Return the function from a stream of images to their cells; the pictures were resized by `scale`."""
         router, *others = self.members
-        models = {kind: self._loaded(one, scale, kind) for kind, one in zip(self.kinds, others, strict=True)}
+        models = {kind: self._loaded(one, scale) for kind, one in zip(self.kinds, others, strict=True)}
+        classless = {kind for kind, one in zip(self.kinds, others, strict=True) if not one.classes}
         vote = class_vote(router.load(scale), router.classes) if self.like is None else _by_style(router, self.like)
-        return self._opened(routed(vote, models, self.otherwise), scale)
+        return self._opened(routed(vote, models, self.otherwise, self.classes, classless), scale)
 
 
 def _by_style(router: Model, run: Path) -> Vote:

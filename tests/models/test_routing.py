@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.leftout import LeftOut
 from cellkit.errors import UserError
-from cellkit.log import collected_warnings
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.routing import class_vote, most_frequent, routed, style_vote, with_classes_of
 
@@ -43,16 +43,28 @@ def test_the_class_with_most_cells_wins_then_their_scores_then_the_order():
 
 def test_each_image_goes_to_the_model_of_its_kind():
     segment = routed(by_brightness, {"HEK": of(cells(1)), "N2a": of(cells(2, 2))}, "N2a")
-    with collected_warnings() as lines:
-        found = list(segment(map(picture, (1, 2, 0, 3, 1))))
-    assert [x.class_ids.tolist() for x in found] == [[1], [2, 2], [2, 2], [2, 2], [1]]
-    assert lines == [
-        "image 3 shows no kind: the model of N2a takes it",
-        "image 4 is of the kind rat, which has no model: the model of N2a takes it",
+    left, found = LeftOut(), []
+    for name, value in zip("edcba", (1, 2, 0, 3, 0), strict=True):
+        found += segment([picture(value)])
+        assert segment.left_out["small"] == 1
+        left.of_image(segment.left_out, name)
+        segment.left_out.clear()
+    assert [x.class_ids.tolist() for x in found] == [[1], [2, 2], [2, 2], [2, 2], [2, 2]]
+    assert left.sentences()[1:] == [
+        "2 images of no kind that could be told, left to the model of N2a (a, c)",
+        "1 image of the kind rat, which has no model, left to the model of N2a (b)",
     ]
-    assert segment.left_out == {"small": 5} and segment.bytes_for((9, 9)) == 9
+    assert segment.bytes_for((9, 9)) == 9
     with pytest.raises(UserError, match="no model for 'rat'"):
         routed(by_brightness, {"HEK": of(cells(1))}, "rat")
+
+
+def test_cells_of_a_model_without_classes_are_of_their_image_s_kind_also_where_it_takes_images_of_others():
+    segment = routed(by_brightness, {"HEK": of(cells(0, 0)), "astro": of(cells(3))}, "HEK", CLASSES, {"HEK"})
+    found = segment(map(picture, (1, 2, 0, 3)))  # HEK; N2a, which has no model; none; rat, which is no class
+    assert [x.class_ids.tolist() for x in found] == [[1, 1], [2, 2], [0, 0], [0, 0]]
+    segment = routed(by_brightness, {"HEK": of(cells(0)), "astro": of(cells(3))}, "astro", CLASSES, {"HEK"})
+    assert [x.class_ids.tolist() for x in segment([picture(2)])] == [[3]], "what a model tells stays"
 
 
 def test_an_image_is_of_the_kind_whose_examples_it_looks_like():
@@ -69,9 +81,7 @@ def test_classes_are_brought_together_by_their_names():
     other = with_classes_of(of(cells(1, 2, 0)), ("N2a", "HEK"), CLASSES)
     (found,) = other([picture(1)])
     assert found.class_ids.tolist() == [2, 1, 0] and other.left_out == {"small": 1} and other.settings == {"least": 1}
-    (found,) = with_classes_of(of(cells(0, 0)), (), CLASSES, "astro")([picture(1)])
-    assert found.class_ids.tolist() == [3, 3]
     same = of(cells(1))
-    assert with_classes_of(same, CLASSES, CLASSES) is same and with_classes_of(same, (), CLASSES, "rat") is same
+    assert with_classes_of(same, CLASSES, CLASSES) is same and with_classes_of(same, (), CLASSES) is same
     with pytest.raises(UserError, match="a model has the class rat"):
         with_classes_of(same, ("rat",), CLASSES)

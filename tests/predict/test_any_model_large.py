@@ -14,6 +14,7 @@ from scipy import ndimage
 from window_cases import whole_of
 
 from cellkit.cells.instances import Instances
+from cellkit.cells.windows import Window
 from cellkit.models import maskrcnn_detect, maskrcnn_windows
 from cellkit.models.cell_classes import named_by
 from cellkit.models.shared.contract import BatchSegmenter, Segmenter
@@ -131,6 +132,14 @@ def test_an_image_goes_to_the_model_of_its_kind_as_a_whole(tmp_path, by):
     assert same(in_windows(segment, image, tmp_path), by_first_pixel(truth))
     with in_light_of(whole_of(image, tmp_path).light):
         assert {vote(image[:, left : left + 60]) for left in (0, 170)} == {"a", "b"}, "parts of it are of either kind"
+    (tmp_path / "c").mkdir()
+    segment = routed(vote, {"c": model(0.15)}, "c", ("c", "a", "b"), {"c"})
+    (truth,) = segment([image])
+    assert set(truth.class_ids.tolist()) in ({2}, {3}), "the kind that was voted, not that of the model that took it"
+    assert same(in_windows(segment, image, tmp_path / "c"), by_first_pixel(truth))
+    note, finder = list(segment.left_out)[-1], segment.in_windows(whole_of(image, tmp_path / "c"))
+    finder.find(Window(0, 0, 60, 60))
+    assert "left to the model of c" in note and finder.left_out[note] == 1
 
 
 class Perfect:

@@ -121,6 +121,9 @@ def test_an_image_goes_to_the_model_of_its_kind(named, tmp_path):
     )
     assert classes_found(write(tmp_path / "b.yaml", said % "silent")) == [2, 1], "classes are brought together by name"
     assert open_model(tmp_path / "a.yaml").classes == ("HEK", "N2a")
+    said = "route: {by: %s, models: {HEK: plain}, otherwise: HEK}"
+    assert classes_found(write(tmp_path / "c.yaml", said % "router")) == [2, 2], "N2a was voted, which has no model"
+    assert classes_found(write(tmp_path / "d.yaml", said % "silent")) == [0, 0], "no kind was voted"
 
 
 def test_fused_models_of_other_class_orders_vote_on_the_same_classes(named, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,16 +132,23 @@ class Changed:
     finder : InWindows
     change : callable
         (Window, Instances) -> as many Instances.
+    notes : Counter, optional
+        What is left out besides, by reason, of every window.
     """
 
-    def __init__(self, finder: InWindows, change: Callable[[Window, Instances], Instances]):
-        self.finder, self.change = finder, change
+    def __init__(
+        self,
+        finder: InWindows,
+        change: Callable[[Window, Instances], Instances],
+        notes: Mapping[str, int] | None = None,
+    ):
+        self.finder, self.change, self.notes = finder, change, Counter(notes or {})
         self.halo_px, self.min_area_px = finder.halo_px, finder.min_area_px
 
     @property
     def left_out(self) -> Counter[str]:
         """Of the last window."""
-        return left_out_by(self.finder)
+        return left_out_by(self.finder) + self.notes
 
     def find(self, window: Window) -> tuple[Instances, np.ndarray]:
         """Return the cells in a window, and which of them are what the whole image would give."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cellkit.cells.dataset import class_numbers
 from cellkit.cells.instances import Instances
+from cellkit.cells.leftout import of_images
 from cellkit.cells.windows import BLOCK_PX, windows_of
 from cellkit.errors import UserError
 from cellkit.files import read_json, write_json
-from cellkit.log import LOG
 from cellkit.models.shared.contract import Segmenter
 from cellkit.models.shared.in_windows import Changed, InWindows, WholeImage, own_cells
 from cellkit.models.shared.whole_light import in_light_of
@@ -112,7 +112,13 @@ def style_vote(style: Callable[[Sequence[np.ndarray]], np.ndarray], examples: np
     return Vote(lambda image: names[int(np.argmax(means @ style([image])[0]))], vote_of_whole)
 
 
-def routed(vote: Vote, segmenters: Mapping[str, Segmenter], otherwise: str) -> Segmenter:
+def routed(
+    vote: Vote,
+    segmenters: Mapping[str, Segmenter],
+    otherwise: str,
+    classes: Sequence[str] = (),
+    classless: Collection[str] = (),
+) -> Segmenter:
     """Return a segmenter that hands each image to the model of its kind.
 
     Parameters
@@ -122,7 +128,12 @@ def routed(vote: Vote, segmenters: Mapping[str, Segmenter], otherwise: str) -> S
     segmenters : mapping
         Kind -> the model of it. All give their cells the same classes.
     otherwise : str
-        The kind whose model takes images of no kind that is listed; which those are is logged.
+        The kind whose model takes images of no kind that is listed; which those are is noted among what is left out.
+    classes : sequence of str, optional
+        What the classes of the cells are called.
+    classless : collection of str, optional
+        Kinds whose model knows no classes: its cells get the kind of their image, also where it takes an image of another; none
+        where that is no class.
 
     Raises
     ------
@@ -131,28 +142,31 @@ def routed(vote: Vote, segmenters: Mapping[str, Segmenter], otherwise: str) -> S
     """
     if otherwise not in segmenters:
         raise UserError(f"no model for '{otherwise}'", f"choose from {', '.join(segmenters) or 'none'}")
-    numbers: Counter[str] = Counter()
 
-    def listed(kind: str) -> str:
-        numbers["images"] += 1
-        if kind in segmenters:
-            return kind
-        what = f"is of the kind {kind}, which has no model" if kind else "shows no kind"
-        LOG.warning(f"image {numbers['images']} {what}: the model of {otherwise} takes it")
-        return otherwise
+    def note_of(kind: str) -> Counter[str]:
+        what = f"of the kind {kind}, which has no model," if kind else "of no kind that could be told,"
+        return Counter() if kind in segmenters else Counter({of_images(f"{what} left to the model of {otherwise}"): 1})
+
+    def named(kind: str, found: Instances) -> Instances:
+        if (kind if kind in segmenters else otherwise) not in classless:
+            return found
+        return found.with_classes(np.full(len(found), list(classes).index(kind) + 1 if kind in classes else 0))
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
-        kind = listed(vote(image))
-        (found,) = segmenters[kind]([image])
-        left_out.update(segmenters[kind].left_out)
-        segmenters[kind].left_out.clear()
-        return found
+        kind = vote(image)
+        model = segmenters[kind if kind in segmenters else otherwise]
+        (found,) = model([image])
+        left_out.update(model.left_out + note_of(kind))
+        model.left_out.clear()
+        return named(kind, found)
 
     def in_windows(whole: WholeImage) -> InWindows:
         kept = whole.folder / "kind.json"
-        kind = read_json(kept)["kind"] if kept.is_file() else listed(vote.of_whole(whole))
+        kind = read_json(kept)["kind"] if kept.is_file() else vote.of_whole(whole)
         write_json(kept, {"kind": kind})
-        return segmenters[kind].in_windows(whole.for_model("routed"))
+        model = segmenters[kind if kind in segmenters else otherwise]
+        own = model.in_windows(whole.for_model("routed"))
+        return Changed(own, lambda window, found: named(kind, found), note_of(kind))
 
     told = {"otherwise": otherwise, "kinds": sorted(segmenters)}
     reason = next((one.whole_only for one in segmenters.values() if one.whole_only), "")
@@ -160,7 +174,7 @@ def routed(vote: Vote, segmenters: Mapping[str, Segmenter], otherwise: str) -> S
     return Segmenter(find, told, size, in_windows, reason)
 
 
-def with_classes_of(segmenter: Segmenter, own: Sequence[str], wanted: Sequence[str], all_are: str = "") -> Segmenter:
+def with_classes_of(segmenter: Segmenter, own: Sequence[str], wanted: Sequence[str]) -> Segmenter:
     """Return a segmenter whose cells have the class numbers of another list of names.
 
     Parameters
@@ -169,8 +183,6 @@ def with_classes_of(segmenter: Segmenter, own: Sequence[str], wanted: Sequence[s
         Its own names; none where it knows no class.
     wanted : sequence of str
         Class k becomes the place of its name here.
-    all_are : str, optional
-        The class of every cell of a model that knows none.
 
     Raises
     ------
@@ -183,8 +195,7 @@ def with_classes_of(segmenter: Segmenter, own: Sequence[str], wanted: Sequence[s
             "join models of the same classes",
         )
     place = class_numbers(own, wanted)
-    fixed = list(wanted).index(all_are) + 1 if not own and all_are in wanted else 0
-    if not fixed and list(place) == list(range(len(place))):
+    if list(place) == list(range(len(place))):
         return segmenter
 
     def find(image: np.ndarray, left_out: Counter[str]) -> Instances:
@@ -194,7 +205,7 @@ def with_classes_of(segmenter: Segmenter, own: Sequence[str], wanted: Sequence[s
         return renamed(found)
 
     def renamed(found: Instances) -> Instances:
-        return found.with_classes(np.full(len(found), fixed) if fixed else place[found.class_ids])
+        return found.with_classes(place[found.class_ids])
 
     def in_windows(whole: WholeImage) -> InWindows:
         return Changed(segmenter.in_windows(whole), lambda window, found: renamed(found))

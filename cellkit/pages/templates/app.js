@@ -243,7 +243,7 @@ function accept(found) {
   state.cells = found;
   viewer.setCells(found);
   table(found);
-  notes([...state.open.notes, ...state.looked.notes, ...Object.entries(found.left_out).map(([why, number]) => `${counted(number, "cell")} ${why}`)]);
+  notes([...state.open.notes, ...state.looked.notes, ...Object.entries(found.left_out).map(([why, number]) => why.startsWith("images: ") ? why.replace("images: ", "an image ") : `${counted(number, "cell")} ${why}`)]);
   say(summary());
 }
 
