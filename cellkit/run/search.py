@@ -12,6 +12,7 @@ from cellkit.cells.dataset import CellDataset
 from cellkit.cells.disjoint import resolve_overlaps
 from cellkit.cells.splits import k_folds
 from cellkit.config.reading import load_config
+from cellkit.config.sections import Config
 from cellkit.errors import UserError, counted
 from cellkit.evaluate.folds import Fold, run_fold, scores_of
 from cellkit.evaluate.halving import (
@@ -24,17 +25,19 @@ from cellkit.evaluate.halving import (
     successive_halving,
     trials_of,
 )
-from cellkit.fetch.find import SCRATCH, TUNED, with_weights
+from cellkit.fetch.find import SCRATCH, TUNED, locate_weights, with_weights
 from cellkit.files import locked, write_frame
 from cellkit.formats.coco_reading import read_coco
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import SEARCH
-from cellkit.models import get_backend
+from cellkit.models import check_backend, get_backend
 from cellkit.models.gate import Regime, choosers, regime_of, unit_of
 from cellkit.run.folder import Run
 from cellkit.run.foretold_rounds import foretell_search, noted_search
 from cellkit.run.notebooks import notebooks_of
+from cellkit.run.preflight import check_base, check_detector
+from cellkit.run.preflight_data import Outlook
 from cellkit.run.runner import choose_notebooks, run_notebooks
 from cellkit.settings import weights_fields
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     import pandas
 
 BEFORE = {"finetune": "02_label_with_cellpose", "maskrcnn": "04_cells_to_coco"}  # the last notebook that a search reads
+CHECKS = {"finetune": check_base, "maskrcnn": check_detector}  # what refuses a training of the section
 TABLE = "search.csv"
 
 
@@ -106,8 +110,8 @@ def run_search(
     Raises
     ------
     UserError
-        Keys of no section that is trained, or of two; values that are refused; weights to start from that are not here; too few
-        images; or as `run_notebooks`.
+        Keys of no section that is trained, or of two; values that are refused; a trial whose training cannot begin, as its
+        backend or weights to start from are not here, or it refuses its settings; too few images; or as `run_notebooks`.
     """
     section = _section_of(over)
     cfg = load_config(config_path, overrides, notebooks)
@@ -116,10 +120,10 @@ def run_search(
     own = [
         load_config(config_path, {**(overrides or {}), **trial.changes}, notebooks) for trial in trials
     ]  # refused now
-    for trial in own:
-        _check_weights(getattr(trial, section))
-    _say_left_out(over, base, len(trials) - 1, budget)
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
+    for trial in own:
+        _check_training(trial, section, folder)
+    _say_left_out(over, base, len(trials) - 1, budget)
     in_steps = all(getattr(getattr(one, section), "steps", 0) > 1 for one in own)
     rungs = rungs_of(len(trials)) if in_steps else [(len(trials), 1.0)]
     books = notebooks_of(cfg, notebooks)
@@ -150,11 +154,27 @@ def run_search(
     return Searched(0, table, results, write_frame(place / TABLE, table), who)
 
 
-def _check_weights(config: Any) -> None:
-    """Refuse weights to start from that are not here; those that a run makes are looked for when its notebooks are done."""
+def _check_training(cfg: Config, section: str, folder: Path) -> None:
+    """Refuse a training that cannot begin, as `cellkit check` does.
+
+    Weights that a run makes are looked for when its notebooks are done: until they are here, the backend is not asked.
+    """
+    config = getattr(cfg, section)
     named = {name: str(getattr(config, name)) for name in weights_fields(type(config))}
-    made = [name for name, value in named.items() if value == TUNED or ":" in value or "/" in value]
+    made = [name for name, value in named.items() if (":" in value or "/" in value) and not _is_here(value)]
+    if not made:
+        CHECKS[section](Outlook(cfg, folder))
+        return
+    check_backend(config.backend)
+    made += [name for name, value in named.items() if value == TUNED]
     with_weights(config.model_copy(update=dict.fromkeys(made, SCRATCH)))
+
+
+def _is_here(weights: str) -> bool:
+    try:
+        return bool(locate_weights(weights))
+    except UserError:
+        return False
 
 
 def _say_left_out(over: Mapping[str, Sequence[Any]], base: Mapping[str, Any], tried: int, budget: float) -> None:

@@ -14,6 +14,7 @@ import pytest
 from run_cases import TWO, here, write_notebook  # noqa: F401
 from test_folds import CONFIG, LABEL
 
+from cellkit import models
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
@@ -145,6 +146,36 @@ def test_missing_weights_of_one_trial_and_combinations_left_out_are_said_before_
     assert "15 combinations, 1 of them tried (drawn by the seed): --budget is 2, and --budget 8 tries all" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("over", "problem"),
+    [
+        (
+            {"maskrcnn.backend": ["maskrcnn_torchvision", "needs_much"]},
+            "'needs_much' needs the package 'no_such_package'",
+        ),
+        ({"maskrcnn.unfreeze_after": [0.5], "maskrcnn.freeze_backbone": [False]}, "the encoder is not frozen before"),
+        ({"maskrcnn.backbone": ["resnet50_fpn_v2"]}, "start is tuned, a Cellpose network"),
+        ({"maskrcnn.gpus": [40]}, "gpus"),
+        ({"finetune.base": ["starter_light", "runs/none:cellpose_tuned"]}, ""),
+    ],
+)
+def test_a_trial_that_cannot_begin_is_refused_before_any_is_trained(drawn, over, problem, monkeypatch):
+    own = Path("own/models")
+    own.mkdir(parents=True)
+    text = "from cellkit.models.maskrcnn_torchvision import Settings, TrainSettings\nTITLE = 'Much'\n"
+    (own / "needs_much.py").write_text(f"{text}REQUIRES = ('no_such_package',)\n")
+    monkeypatch.setenv("CELLKIT_MODULES", str(own.parent))
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(own)])
+    monkeypatch.setattr(search, "run_notebooks", lambda *more, **how: 7)
+    monkeypatch.setattr(search, "foretell_search", lambda *more: {})
+    how = HOW | {"overrides": {"finetune.backend": "cellpose_unet"}}
+    if not problem:
+        assert run_search("configs/demo.yaml", over, 6, **how).code == 7, "weights that a run makes may come to be"
+        return
+    with pytest.raises(UserError, match=problem):
+        run_search("configs/demo.yaml", over, 6, **how)
 
 
 @pytest.mark.parametrize(
