@@ -31,7 +31,7 @@ from cellkit.formats.coco_reading import read_coco
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import SEARCH
-from cellkit.models import check_backend, get_backend
+from cellkit.models import backend_module, check_backend, get_backend
 from cellkit.models.gate import Regime, choosers, regime_of, unit_of
 from cellkit.run.folder import Run
 from cellkit.run.foretold_rounds import foretell_search, noted_search
@@ -110,8 +110,9 @@ def run_search(
     Raises
     ------
     UserError
-        Keys of no section that is trained, or of two; values that are refused; a trial whose training cannot begin, as its
-        backend or weights to start from are not here, or it refuses its settings; too few images; or as `run_notebooks`.
+        Keys of no section that is trained, of two, or that no training reads; values that are refused; a trial whose training
+        cannot begin, as its backend or weights to start from are not here, or it refuses its settings; too few images; or as
+        `run_notebooks`.
     """
     section = _section_of(over)
     cfg = load_config(config_path, overrides, notebooks)
@@ -120,6 +121,7 @@ def run_search(
     own = [
         load_config(config_path, {**(overrides or {}), **trial.changes}, notebooks) for trial in trials
     ]  # refused now
+    _refuse_unused(over, section, [getattr(trial, section).backend for trial in own])
     folder = here(run_dir if run_dir is not None else Path("runs") / cfg.name)
     for trial in own:
         _check_training(trial, section, folder)
@@ -152,6 +154,16 @@ def run_search(
         results = successive_halving(trials, score, at_once=not in_steps)
     table = _table(results, settings, list(over), len(held))
     return Searched(0, table, results, write_frame(place / TABLE, table), who)
+
+
+def _refuse_unused(over: Mapping[str, Any], section: str, backends: Sequence[str]) -> None:
+    """Refuse keys that no training of a trial reads: all trials would be the same."""
+    fields = {"backend"}.union(*(backend_module(name).TrainSettings.model_fields for name in backends))
+    if unused := [key for key in over if "." in key and key.split(".")[1] not in fields]:
+        raise UserError(
+            f"a search over {unused[0]}: no trial is trained or scored by it",
+            f"name settings of the training itself, e.g. {section}.learning_rate, and set {unused[0]} in the configuration",
+        )
 
 
 def _check_training(cfg: Config, section: str, folder: Path) -> None:

@@ -124,6 +124,11 @@ def test_a_search_is_done_though_another_command_writes_where_it_would_be_noted(
         ({"label.diameter_px": [1]}, "a search over label.diameter_px"),
         ({"finetune.steps": [1], "maskrcnn.steps": [1]}, "a search over finetune.steps, maskrcnn.steps"),
         ({"finetune.diameter_px": [-1]}, "finetune.diameter_px is -1"),
+        ({"finetune.diameter_pixels": [9]}, "finetune.diameter_pixels"),
+        ({"finetune.folds": [3, 4]}, "a search over finetune.folds: no trial is trained or scored by it"),
+        ({"finetune.diameter_px": [9], "finetune.fold_steps": [0.5]}, "a search over finetune.fold_steps: no trial"),
+        ({"finetune.min_train_masks": [3]}, "a search over finetune.min_train_masks: no trial"),
+        ({"maskrcnn.cell_classes.ring_px": [3]}, "a search over maskrcnn.cell_classes.ring_px: no trial"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_runs(here, over, problem):  # noqa: F811
