@@ -44,7 +44,7 @@ def run(given: argparse.Namespace) -> Answer:
     Raises
     ------
     UserError
-        What is read would be written over; or as the readers and `write_submission`.
+        What is read would be written over; an area below 0; or as the readers and `write_submission`.
     """
     from cellkit.cells.dataset import known_in_part
     from cellkit.cells.disjoint import note_changes, resolve_overlaps
@@ -56,6 +56,8 @@ def run(given: argparse.Namespace) -> Answer:
     from cellkit.formats.submission import write_submission
 
     check_file_name(given.out)
+    if given.min_area < 0:
+        raise UserError(f"--min-area is {given.min_area}", "give 0 or more (px)")
     _refuse_inputs(given.out, given.predictions, given.coco)
     profile, tool = get_profile(given.profile), checked_tool(given.from_)
     of = read_side(given.coco, convention=tool) if given.coco else None

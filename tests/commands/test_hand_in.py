@@ -74,6 +74,12 @@ def test_cells_of_resized_pictures_are_refused_also_after_a_fusion(tmp_path, sai
         assert code == 2 and "0.5 times the original size" in err and not (tmp_path / "s.csv").exists()
 
 
+def test_an_area_below_0_is_refused(tmp_path, said):
+    flags = ("--profile", "sartorius", "-o", tmp_path / "s.csv")
+    code, _, err = said("submit", predictions(tmp_path / "a.json"), *flags, "--min-area", "-5")
+    assert code == 2 and "--min-area is -5" in err and "0 or more" in err and not (tmp_path / "s.csv").exists()
+
+
 def test_other_files_are_handed_in_whole_as_ever(tmp_path, said):
     path = predictions(tmp_path / "a.json")
     assert said("submit", path, "--profile", "sartorius", "-o", tmp_path / "s.csv")[0] == 0
