@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from cellkit.commands.shared import (
@@ -67,15 +68,26 @@ def run(given: argparse.Namespace) -> Answer:
         what = f"--count {given.count}, --seconds-per-cell {given.seconds_per_cell:g}"
         raise UserError(what, "give 1 image or more, and a time above 0 and below an hour")
     if len(given.images) == 1 and is_run_folder(Path(given.images[0])):
-        return _plan(given, pool_of_run(given))
+        return _plan(given, pool_of_run(given), _left_out(given.images[0]))
     with tempfile.TemporaryDirectory(prefix="cellkit-plan-") as folder:
         return _plan(given, pool_of_files(given, Path(folder)))
 
 
-def _plan(given: argparse.Namespace, pool: Any) -> Answer:
-    """Rank, write the top ones, and say it."""
+def _left_out(run_dir: str) -> list[str]:
+    """Return the images of the source that notebook 01 left out, since they have no labels and others have."""
+    from cellkit.run.folder import Run
+    from cellkit.sources.unlabelled import NO_TRUTH
+
+    skipped = Run(run_dir).stages().get("01_convert", {}).get("quarantined", [])
+    return [one["item"] for one in skipped if one["reason"] == NO_TRUTH]
+
+
+def _plan(given: argparse.Namespace, pool: Any, left_out: Sequence[str] = ()) -> Answer:
+    """Rank, write the top ones, and say it; `left_out` are images that are left to label too, and in no run yet."""
     from cellkit.commands.shared import json_text
+    from cellkit.errors import counted
     from cellkit.files import write_frame
+    from cellkit.formats.sides import first_names
     from cellkit.labelling.budget import read_curve, tell_budget
     from cellkit.labelling.label_files import PLAN_FILE
     from cellkit.labelling.planner import to_rank
@@ -95,13 +107,20 @@ def _plan(given: argparse.Namespace, pool: Any) -> Answer:
     code = exit_code(pool.quarantined, given.allow_skips)
     if given.json:
         told = {"rule": given.rule, "images": rows, "folder": str(pool.out) if rows else None, "left_as_saved": kept}
-        return Answer(json_text(told | {"labelled": len(done), "to_judge_by": judges, "budget": budget}), code)
+        told |= {"labelled": len(done), "not_in_run": list(left_out), "to_judge_by": judges, "budget": budget}
+        return Answer(json_text(told), code)
     flagged = sum(bool(record.flags) for record in pool.images.records)
     lines = [
         f"{len(train)} training images to label, {len(done)} labelled by a person, {flagged} flagged and not offered; "
         f"ranked by the rule {given.rule}"
     ]
-    lines += _lines(given, pool, rows, kept) if rows else ["nothing is left to label"]
+    lines += _lines(given, pool, rows, kept) if rows else [] if left_out else ["nothing is left to label"]
+    if left_out:
+        lines += [
+            f"{counted(len(left_out), 'image has', 'images have')} no labels, and {'is' if len(left_out) == 1 else 'are'} not "
+            f"in the run: {first_names(left_out)}; label them where your labels are, or set label.use to the folder of your "
+            "labels: 02 then proposes for these, and cellkit plan ranks them"
+        ]
     lines += [f"to judge by, chosen at random: {', '.join(judges)}"] if judges else []
     return Answer("\n".join([*lines, budget]), code)
 

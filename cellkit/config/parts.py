@@ -1,9 +1,13 @@
-"""Parts of the section of notebook 01: the drawn example, and the flags of images."""
+"""Parts of the section of notebook 01: the drawn example, the flags of images, those without labels."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from pydantic import Field
 
+from cellkit.errors import UserError, raise_or_collect
 from cellkit.settings import Frozen, Number
 
 
@@ -34,3 +38,44 @@ class QualityConfig(Frozen):
     def off(self) -> tuple[str, ...]:
         """The flags that are not given."""
         return tuple(name for name, on in self if not on)
+
+
+def refuse_drawn_data(cfg: Any, path: Path) -> None:
+    """Refuse data that no source reads, since the cells are to be drawn.
+
+    Raises
+    ------
+    UserError
+        It names both.
+    """
+    if cfg.convert.data and cfg.convert.source == "drawn":
+        problem = (
+            f"{path}: data is set ('{cfg.convert.data}'), but convert.source is drawn, which reads none and draws cells"
+        )
+        remedy = (
+            "name the layout of the data, e.g. convert.source: microscope (data/README.md shows them), or take data out"
+        )
+        raise_or_collect(UserError(problem, remedy))
+
+
+def with_unlabelled(cfg: Any, path: Path) -> Any:
+    """Say in the section of notebook 01 that images without labels are kept, where ``label.use`` has labels for them.
+
+    Parameters
+    ----------
+    cfg : Config
+    path : Path
+        The file that it was read from, for messages.
+
+    Raises
+    ------
+    UserError
+        They are to be kept, and ``label.use`` has none for them.
+    """
+    convert, only_truth = cfg.convert, cfg.label.use == "truth"
+    if only_truth and convert.unlabelled == "keep":
+        problem = f"{path}: convert.unlabelled is keep, and label.use is truth, which has no labels for those images"
+        raise_or_collect(UserError(problem, "set label.use: proposed, or a folder of labels, or take unlabelled out"))
+    if only_truth or convert.unlabelled or convert.source == "drawn":
+        return cfg
+    return cfg.model_copy(update={"convert": convert.model_copy(update={"unlabelled": "keep"})})

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cellkit.config.overrides import said_twice, table_of
+from cellkit.config.parts import refuse_drawn_data, with_unlabelled
 from cellkit.config.recipes import recipe_sections, with_recipes
 from cellkit.config.sections import BACKEND_SECTIONS, SHARED, SOME_SHARE, STAGES, Config, config_class, section_class
 from cellkit.errors import UserError, nearest, raise_or_collect
@@ -252,15 +253,8 @@ def load_config(
     if problems:
         raise_or_collect(*problems)
         raise problems[0]
-    if cfg.convert.data and cfg.convert.source == "drawn":
-        problem = (
-            f"{path}: data is set ('{cfg.convert.data}'), but convert.source is drawn, which reads none and draws cells"
-        )
-        remedy = (
-            "name the layout of the data, e.g. convert.source: microscope (data/README.md shows them), or take data out"
-        )
-        raise_or_collect(UserError(problem, remedy))
-    return cfg
+    refuse_drawn_data(cfg, path)
+    return with_unlabelled(cfg, path)
 
 
 def set_strings(strings: Iterable[str]) -> dict[str, Any]:

@@ -162,6 +162,9 @@ class ConvertConfig(Section):
         QualityConfig(),
         description="faults that flag an image: not trained on, not scored; limits from training images",
     )
+    unlabelled: Literal["keep", "leave_out"] | None = Field(
+        None, description="images without labels among others with; null = kept where label.use is proposed or a folder"
+    )
     published_split: bool = Field(True, description="keep the split that the source came with, where it has one")
     folds: int = Field(
         0,

@@ -178,7 +178,8 @@ def _warn_unused(chosen: Sequence[Labelled], truth: Path, use: str) -> None:
     if unused:
         LOG.warning(
             f"labels: {counted(len(unused), 'image')} came with labels that are not used, since label.use is {use} "
-            f"(e.g. {unused[0]}); labels of your own are used with label.use: truth, and corrected where they lie"
+            f"(e.g. {unused[0]}); labels of your own are used with label.use: truth, and corrected where they lie; or with "
+            "label.use: the folder of them, which leaves proposals to images that it has no labels for"
         )
 
 
@@ -352,14 +353,20 @@ def with_classes(
         Of ``labels.json``: true cells have their own class, proposed ones none, and corrected ones of mixed images may have one.
     class_from : {"cell_type", "truth"}
         "cell_type" = the line of the image, where that is a class (else unknown); cells of mixed images have the class of the
-        true cell all the same. Without any truth it is the line in either case, and of mixed images what their cells have.
+        true cell all the same. Of images that came without truth it is the line in either case, and of mixed ones what their
+        cells have.
     classes : sequence of str
         Their names, in order.
     truth : mapping
         ``run.find_all("truth")``: where corrected and proposed cells find the true cell they cover.
     """
+    from cellkit.formats.coco_reading import read_coco
+
     records, found = labelled.records, list(labelled.instances)
     of_truth = [bool(truth) and (class_from == "truth" or record.cell_type == MIXED) for record in records]
+    if any(of_truth):  # images that came without labels, others with, have none that their cells could cover
+        with_labels = {record.image_id for record in read_coco(truth["truth"], boxes=True).records}
+        of_truth = [has and record.image_id in with_labels for has, record in zip(of_truth, records, strict=True)]
     for k, record in enumerate(records):
         if not of_truth[k] and not (record.cell_type == MIXED and tuple(labelled.classes) == tuple(classes)):
             found[k] = found[k].with_classes(classes.index(record.cell_type) + 1 if record.cell_type in classes else 0)

@@ -78,17 +78,25 @@ def check_labels(outlook: Outlook) -> None:
             f"label.use is proposed: the labels that {counted(count, 'image')} came with are not used, and there is no "
         )
         problem += "accuracy"
-        outlook.add(WARNING, problem, "set label.use: truth")
+        remedy = "set label.use: truth"
+        if count < len(outlook.records):
+            remedy += ", or the folder of your labels, which leaves proposals to images that it has none for"
+        outlook.add(WARNING, problem, remedy)
     elif folder is not None:
-        _check_corrections(outlook, folder)
+        by_person = _check_corrections(outlook, folder)
+        pairs = zip(outlook.records, outlook.instances, strict=True)
+        count = sum(own is not None and record.image_id not in by_person for record, own in pairs)
         if count:
             problem = f"label.use is a folder: the labels that {counted(count, 'image')} came with are not used"
             remedy = "images that the folder holds nothing for get proposals; labels of your own are corrected where they lie"
             outlook.add(WARNING, problem, f"{remedy}, with label.use: truth")
 
 
-def _check_corrections(outlook: Outlook, folder: Path) -> None:
-    """Read a folder of corrections as notebook 02 does; the proposals are those of the run folder, where it has any."""
+def _check_corrections(outlook: Outlook, folder: Path) -> set[str]:
+    """Read a folder of corrections as notebook 02 does, and return the images that a person labelled there.
+
+    The proposals are those of the run folder, where it has any.
+    """
     records, cfg = [record for record in outlook.records if record.split], outlook.cfg.convert
     if cfg.source == "drawn":  # the blank files in their place are smaller
         height, width = resized_shape((cfg.drawn.size_px, cfg.drawn.size_px), cfg.scale)
@@ -105,7 +113,8 @@ def _check_corrections(outlook: Outlook, folder: Path) -> None:
         outlook.add(
             WARNING, f"{outlook.cfg.label.use}: {first_names(names)} cannot be used: {problem}", remedy, "label.use"
         )
-    outlook.by_person = Counter(r.split for r in records if r.image_id in found and found[r.image_id].by_person)
+    by_person = {name for name, one in found.items() if one.by_person}
+    outlook.by_person = Counter(record.split for record in records if record.image_id in by_person)
     if not outlook.by_person["val"] + outlook.by_person["test"]:
         problem = (
             f"{outlook.cfg.label.use} holds no validation or test image that a person labelled: no score is reported"
@@ -113,6 +122,7 @@ def _check_corrections(outlook: Outlook, folder: Path) -> None:
         outlook.add(WARNING, problem, "correct some of those too; 02 and cellkit plan name them", "label.use")
     if len(found) == len(images) and not any(len(one.cells) for one in found.values()):
         raise UserError("no image has a labelled cell", "check the labels")
+    return by_person
 
 
 def check_cells(outlook: Outlook, section: str) -> None:

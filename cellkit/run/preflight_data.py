@@ -29,10 +29,11 @@ from cellkit.manifest import check_folder, check_writable
 from cellkit.microscope.file_info import headers_only
 from cellkit.parallel import map_items
 from cellkit.run.folder import Run
-from cellkit.sources.assign_splits import check_enough, check_labelled, refuse_untaught
+from cellkit.sources.assign_splits import check_enough, check_labelled
 from cellkit.sources.drawn.files import write_blank_fields
-from cellkit.sources.ingest import list_images, record_of, refuse_none, unusable, warn_one_channel, with_truth
+from cellkit.sources.ingest import list_images, record_of, refuse_none, unusable, warn_one_channel
 from cellkit.sources.listing import Loaded, SourceImage
+from cellkit.sources.unlabelled import refuse_untaught, with_truth
 
 ERROR, WARNING = "error", "warning"
 MOST_NAMED = 12
@@ -189,7 +190,7 @@ def open_headers(outlook: Outlook) -> None:
     quarantined = [one.in_one_line() for one in failed]
     done = [one for one in found if one is not None]
     with collected_warnings():  # that a competition's test images have no truth is no warning
-        done, bare = with_truth(outlook.items, done)
+        done, bare = with_truth(outlook.items, done, cfg)
     for what, by_reason in unusable([*quarantined, *bare], outlook.items):
         for (problem, remedy), names in grouped_alike(by_reason):
             key = "convert.channels" if " is no channel" in problem else ""

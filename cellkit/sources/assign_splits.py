@@ -14,7 +14,7 @@ from cellkit.cells.names import check_ids, image_id_of, series_of, stem_of
 from cellkit.cells.records import MIXED, SPLIT_TITLES, ImageRecord
 from cellkit.cells.splits import name_groups, name_in_source, split_by_name, split_records
 from cellkit.config.sections import Config, ConvertConfig
-from cellkit.errors import UserError, counted, raise_or_collect, readable
+from cellkit.errors import UserError, counted, raise_or_collect
 from cellkit.log import LOG
 from cellkit.sources.listing import UNUSED, SourceImage
 
@@ -208,7 +208,7 @@ def assign_splits(
         items = _with_mixed_as_test(items, config)
     items = limit_images(items, config.max_images)
     without = [item for item in items if not item.split]
-    drawn = draw_split(without, dict(config.split), config) if without else {}
+    drawn = draw_splits(items, without, config)
     if without and any(item.split and item.split != UNUSED and item.cell_type != MIXED for item in items):
         LOG.warning(
             f"the split of {len(without)} of {counted(len(items), 'image')} is drawn: their names tell none, others' do "
@@ -265,37 +265,27 @@ def _without_common_folder(items: list[SourceImage], config: ConvertConfig) -> l
     return [replace(item, group="") for item in items] if common and not is_wanted else items
 
 
-def apart_from_bare(items: list[SourceImage]) -> tuple[list[SourceImage], list[SourceImage]]:
-    """Return the images to use, and those without labels among others with, which are no test images by chance.
+def draw_splits(
+    items: Sequence[SourceImage], without: Sequence[SourceImage], config: ConvertConfig
+) -> dict[str, SourceImage]:
+    """Return the items `without` a split by id, each with one; `items` are all.
 
-    Test images that the source itself calls so, and mixed ones, stay: they are predicted. `convert_images` names the others.
+    Images without labels that are kept among others with go with their file, series or group, else where their names alone put
+    them: the others are drawn as they are where these are left out.
     """
-    if all(item.bare for item in items):
-        return items, []
-    wanted = [not item.bare or bool(item.split) or item.cell_type == MIXED for item in items]
-    kept = [item for item, use in zip(items, wanted, strict=True) if use]
-    return kept, [item for item, use in zip(items, wanted, strict=True) if not use]
-
-
-def refuse_untaught(items: Sequence[SourceImage], settings: Config) -> None:
-    """Refuse a teacher under ``label.use: truth`` where images without labels, which it would label, would be left out.
-
-    Raises
-    ------
-    UserError
-        Some images came with labels, and others, no test images, without.
-    """
-    images = [item for item in items if not item.is_left]
-    bare = [item for item in images if item.bare and item.split != "test"]
-    if settings.label.teacher and settings.label.use == "truth" and 0 < len(bare) < len(images):
-        raise_or_collect(
-            UserError(
-                f"label.teacher is true and label.use is truth, under which the {len(bare)} of {counted(len(images), 'image')} "
-                f"without labels are left out and not taught from, e.g. {readable(bare[0].source)}",
-                "put the labels into a folder outside the data and name it in label.use: the teacher then labels all others; "
-                "or move the images without labels away",
-            )
-        )
+    fractions, kept = dict(config.split), config.unlabelled == "keep" and not all(item.bare for item in items)
+    labelled = [item for item in without if not (kept and item.bare)]
+    drawn = draw_split(labelled, fractions, config) if labelled else {}
+    split_of = {
+        unit_of_item(one, config): one.split for one in (*items, *drawn.values()) if one.split not in ("", UNUSED)
+    }
+    for item in without:
+        if item.image_id not in drawn:
+            unit = unit_of_item(item, config)
+            own = split_of.get(unit) if unit else None
+            split = own or split_by_name(unit or item.image_id, fractions, config.seed)
+            drawn[item.image_id] = replace(item, split=split)
+    return drawn
 
 
 def check_enough(images: Sequence, settings: Config, of: str = "images") -> None:

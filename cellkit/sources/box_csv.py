@@ -16,7 +16,7 @@ from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from cellkit.microscope.folders import list_files, listed_ends, may_be_named
-from cellkit.sources.assign_splits import apart_from_bare, assign_splits
+from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
     Convert,
@@ -29,6 +29,7 @@ from cellkit.sources.listing import (
 from cellkit.sources.loading import about_annotated, load_picture
 from cellkit.sources.own_split import split_word
 from cellkit.sources.source_tables import header_of, read_table
+from cellkit.sources.unlabelled import apart_from_bare, has_own_split
 from cellkit.sources.voc import BOX_COLUMNS, Box, _with_boxes
 
 ORDER = 50
@@ -77,8 +78,8 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
             SourceImage(image_id_of(name), line, about["group"], split, source, loader, own_id, files=used, bare=bare)
         )
     left = list(leftovers(root, items))
-    items, bare = apart_from_bare(items)
-    yield from assign_splits(items, config, fill_split=all(item.split for item in items), left=[*left, *bare])
+    items, bare = apart_from_bare(items, config)
+    yield from assign_splits(items, config, fill_split=has_own_split(items, config), left=[*left, *bare])
 
 
 def _keys_of(names: Iterable[str], pictures: dict[str, Path], root: Path) -> dict[str, str]:

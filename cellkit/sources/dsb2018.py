@@ -16,12 +16,13 @@ from cellkit.formats.label_images import labels_orientation, read_labels
 from cellkit.microscope.file_info import PICTURE_SUFFIXES, only_headers
 from cellkit.microscope.folders import check_inside, find_picture, list_files
 from cellkit.microscope.open import open_file
-from cellkit.sources.assign_splits import apart_from_bare, assign_splits
+from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.label_files import LabelFiles
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import UNUSED, Convert, Loaded, SourceImage, class_id_of, only_class
 from cellkit.sources.loading import check_same_way, load_file, perhaps, resolved
 from cellkit.sources.source_tables import read_table
+from cellkit.sources.unlabelled import apart_from_bare
 
 ORDER = 90
 
@@ -53,7 +54,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
         items, used = list(_kaggle_dsb2018(root, config)), set()
         wanted = items
     left = list(leftovers(root, items, used))
-    wanted, bare = apart_from_bare(wanted)
+    wanted, bare = apart_from_bare(wanted, config)
     yield from assign_splits(wanted, config, left=[*left, *bare])
 
 

@@ -18,7 +18,7 @@ from cellkit.microscope.channel_files import ChannelFiles, join_channels
 from cellkit.microscope.file_info import only_headers
 from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, list_files
 from cellkit.microscope.open import why_unread
-from cellkit.sources.assign_splits import apart_from_bare, assign_splits
+from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.label_files import LabelFiles, classes_drawn, label_folders
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
@@ -42,6 +42,7 @@ from cellkit.sources.loading import (
 )
 from cellkit.sources.own_split import with_own_split
 from cellkit.sources.source_tables import ClassTable, _key_of
+from cellkit.sources.unlabelled import apart_from_bare, has_own_split
 
 ORDER = 1000
 
@@ -109,9 +110,9 @@ def read_pictures(root: Path, config: ConvertConfig, folders_are_classes: bool =
     if folders_are_classes:
         left += odd_folders([item for item in items if table.key(item) not in table.matched.values()], items, config)
     _refuse_doubtful_splits(items, config)
-    items, bare = apart_from_bare(items)
+    items, bare = apart_from_bare(items, config)
     left += bare
-    fill = all(item.split for item in items if item.cell_type != MIXED)
+    fill = has_own_split([item for item in items if item.cell_type != MIXED], config)
     yield from assign_splits(items, config, mixed_is_test=True, fill_split=fill, left=left)
 
 

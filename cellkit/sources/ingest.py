@@ -39,11 +39,12 @@ from cellkit.microscope.journal import JOURNAL, Journal, png_parts, still_there,
 from cellkit.modules import load, load_all, optional
 from cellkit.parallel import map_items
 from cellkit.sources.assign_folds import hold_out_fold
-from cellkit.sources.assign_splits import check_enough, refuse_untaught
+from cellkit.sources.assign_splits import check_enough
 from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
 from cellkit.sources.pseudo_labels import pseudo_folder, pseudo_images
-from cellkit.sources.source_tables import competition_ids, list_originals, sample_ids
+from cellkit.sources.source_tables import list_originals, sample_ids
+from cellkit.sources.unlabelled import NO_TRUTH, refuse_untaught, with_truth
 
 
 # ---- which layout, which classes -----------------------------------------------------------------------------------
@@ -147,9 +148,12 @@ def convert_images(
         text: item.source for item, entry in zip(items, entries, strict=True) if entry for text in entry["left_out"]
     }
     done = [_from_entry(entry) for entry in entries if entry is not None]
-    done, bare = with_truth(items, done)
+    done, bare = with_truth(items, done, config)
     quarantined += bare
     _name_unusable(quarantined, items)
+    kept = sum(result[1] is None for result in done)
+    if config.unlabelled == "keep" and 0 < kept < len(done):
+        LOG.info(f"{kept} of {counted(len(done), 'image')} came without labels: 02 proposes for them")
     refuse_none(done, items, quarantined, root)
     warn_one_channel([result[0] for result in done], config)
     sync(out / result[0].path for result in done)
@@ -206,30 +210,6 @@ def refuse_none(done: Sequence, items: Sequence[SourceImage], quarantined: Seque
         )
 
 
-def with_truth(items: Sequence[SourceImage], done: list) -> tuple[list, list[Quarantined]]:
-    """Leave out images without truth among others with: but not test images, which are predicted and handed in.
-
-    Those are named as well, but for the test images of a competition: those that the source itself calls so, none with truth.
-    """
-    if all(result[1] is None for result in done):
-        return done, []
-    bare = [result for result in done if result[1] is None]
-    competition = competition_ids(items, done)
-    named = [
-        Quarantined(
-            record.source,
-            "has no truth, while other images of the source have"
-            + (": predicted and handed in, not scored" if record.split == "test" else ""),
-        )
-        for record, *_ in bare
-        if record.image_id not in competition
-    ]
-    if competition:
-        count = sum(record.image_id in competition for record, *_ in bare)
-        LOG.warning(f"{counted(count, 'test image')} came without truth: predicted and handed in, not scored")
-    return [result for result in done if result[1] is not None or result[0].split == "test"], named
-
-
 def _unusable_by_name(items: Sequence[SourceImage]) -> list[Quarantined]:
     """Return what is known to be of no use before any image is opened: what fits no image, and images without labels."""
     useless = []
@@ -240,7 +220,7 @@ def _unusable_by_name(items: Sequence[SourceImage]) -> list[Quarantined]:
             except UserError as error:
                 useless.append(Quarantined(readable(item.source), plain_reason(str(error))))
         elif item.bare and not item.split:
-            useless.append(Quarantined(readable(item.source), "has no truth, while other images of the source have"))
+            useless.append(Quarantined(readable(item.source), NO_TRUTH))
     return useless
 
 

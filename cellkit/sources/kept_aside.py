@@ -45,6 +45,7 @@ def convert_folder(config: ConvertConfig, folder: str | None, stage: Any) -> Cel
         )
     stage.reads(test_folder=folder)
     everything = {"max_images": None, "folds": 0, "pseudo": None, "mixed_images": 0, "published_split": True}
+    everything |= {"unlabelled": None}
     unflagged = QualityConfig(**dict.fromkeys(QualityConfig.model_fields, False))
     changed = config.model_copy(update=everything | {"quality": unflagged})
     out = stage.path(f"{FOLDER}/images").parent

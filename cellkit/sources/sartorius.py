@@ -13,7 +13,7 @@ from cellkit.cells.names import image_id_of, stem_of
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import UserError, counted
 from cellkit.microscope.folders import IMAGE_SUFFIXES, by_stem, list_files
-from cellkit.sources.assign_splits import apart_from_bare, assign_splits
+from cellkit.sources.assign_splits import assign_splits
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
     Convert,
@@ -26,6 +26,7 @@ from cellkit.sources.listing import (
 )
 from cellkit.sources.loading import check_same_way, load_picture
 from cellkit.sources.source_tables import header_of, read_table
+from cellkit.sources.unlabelled import apart_from_bare
 
 ORDER = 10
 
@@ -55,7 +56,7 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
         loader = partial(load_picture, root, path, config)
         items.append(SourceImage(image_id_of(f"{name}.png"), "", "", "test", source, loader, name, files=(path,)))
     left = list(leftovers(root, items))
-    items, bare = apart_from_bare(items)
+    items, bare = apart_from_bare(items, config)
     yield from assign_splits(items, config, left=[*left, *bare])
 
 

@@ -17,6 +17,7 @@ from cellkit.formats.seg import read_seg
 from cellkit.labelling.annotate import Labelled, write_chosen
 from cellkit.labelling.corrections import read_corrections
 from cellkit.run.folder import Run
+from cellkit.sources.unlabelled import NO_TRUTH
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,16 @@ def test_a_run_says_what_to_label_next_writes_it_and_offers_nothing_twice(run_di
     images = drawn.subset([1, 2, 3])
     found, unused, _ = read_corrections(images, images.instances, folder)
     assert [name for name, one in found.items() if one.by_person] == [top[0]] and not unused, "plan.csv is no label"
+
+
+def test_images_that_a_run_left_out_for_want_of_labels_are_left_to_label(run_dir, said):
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    skipped = [{"item": "HEK/9.tif", "reason": NO_TRUTH}, {"item": "HEK/8.tif", "reason": "is empty"}]
+    manifest["stages"]["01_convert"]["quarantined"] = skipped
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    code, out, _ = said("plan", run_dir, "-n", "1", "--model", "threshold")
+    assert code == 0 and "1 image has no labels, and is not in the run: HEK/9.tif; label them where" in out
+    assert json.loads(said("plan", run_dir, "--model", "threshold", "--json")[1])["not_in_run"] == ["HEK/9.tif"]
 
 
 @pytest.mark.parametrize("out", [".", "labels", "labels/mine", "images", "notebooks", "records.csv"])

@@ -256,6 +256,18 @@ def test_without_any_truth_the_line_of_the_image_is_the_class(images):
         assert [x.class_ids.tolist() for x in done.instances] == [[2, 2], [0, 0]]
 
 
+def test_cells_of_an_image_that_came_without_truth_have_the_class_of_its_line(tmp_path, images):
+    only_b = write_coco(
+        tmp_path / "b.json", images.records[1:], [Instances.from_labels(TRUE, class_ids=[2, 1])], ["HEK", "N2a"]
+    )
+    data = replace(labelled(images, TRUE, TRUE), made_by=["proposed", "proposed"])
+    for class_from in ("cell_type", "truth"):
+        done = with_classes(data, class_from, ("HEK", "N2a"), {"truth": only_b})
+        assert [x.class_ids.tolist() for x in done.instances] == [[1, 1], [2, 1]], (
+            "a: its line; b: what its cells cover"
+        )
+
+
 # ---- diameter ------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def able():

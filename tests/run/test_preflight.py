@@ -182,6 +182,18 @@ def test_a_bad_file_among_good_ones_is_named_and_the_run_goes_on(here, fault, ca
     assert converted().images.records, "the stage agrees"
 
 
+def test_a_picture_without_labels_is_run_where_they_are_proposed(here):
+    lab()
+    stack(Path("s/HEK/HEK8.ome.tif"), seed=8)
+    told = warned(label__use="proposed")
+    assert "has no truth" not in told and "the labels that 8 images came with are not used" in told
+    assert "or the folder of your labels, which leaves proposals to images that it has none for" in told
+    assert len(look(label__use="proposed").records) == 9 == len(converted(label__use="proposed").images)
+    outlook = look(label__use="s/truth")
+    assert len(outlook.records) == 9 and "came with are not used" not in texts(outlook, "warning")
+    assert "s/truth: 8 labelled by a person (" in outlook.plan() and len(look().records) == 8
+
+
 def test_labels_without_a_cell_or_with_too_few_to_train_on_are_told(here):
     lab()
     for path in Path("s/truth/N2a").iterdir():

@@ -1,0 +1,92 @@
+"""Images without labels among others with: left out where the truth is used, else kept, and the others are split as ever."""
+
+import numpy as np
+import pytest
+from layout_cases import LABELS, config, listed, save
+
+from cellkit.cells.instances import Instances
+from cellkit.config.reading import load_config
+from cellkit.errors import UserError
+from cellkit.formats.label_images import write_labels
+from cellkit.labelling.annotate import choose_labels
+from cellkit.sources.ingest import convert_images, list_images
+
+NAMES = [f"plate{k // 4}/{k:02}" for k in range(16)]
+
+
+@pytest.fixture
+def in_part(tmp_path):
+    """Sixteen pictures in four folders, of which every third has no label image."""
+    for k, name in enumerate(NAMES):
+        save(
+            tmp_path / f"in/images/{name}.png", np.random.default_rng(k).integers(0, 255, LABELS.shape, dtype=np.uint8)
+        )
+        if k % 3:
+            write_labels(tmp_path / f"in/masks/{name}.tif", LABELS)
+    return tmp_path / "in"
+
+
+def splits(root, **options) -> dict[str, str]:
+    return {item.source: item.split for item in list_images(config("folder", **options), root) if not item.is_left}
+
+
+def test_they_are_kept_where_asked_and_the_others_are_split_as_without_them(in_part):
+    without, kept = splits(in_part), splits(in_part, unlabelled="keep")
+    bare = {f"images/{name}.png" for name in NAMES[::3]}
+    assert {name for name, split in without.items() if not split} == bare, "listed, to be named"
+    assert all(kept.values()) and {n: s for n, s in kept.items() if n not in bare} == {
+        n: s for n, s in without.items() if n not in bare
+    }
+    assert {kept[name] for name in bare} >= {"train"}
+
+
+def test_one_goes_with_its_group(in_part):
+    kept = splits(in_part, unlabelled="keep", split_by="group")
+    assert all(len({kept[f"images/{name}.png"] for name in NAMES[k : k + 4]}) == 1 for k in range(0, 16, 4))
+
+
+@pytest.mark.parametrize("train", ["train", "val"])
+def test_one_in_a_split_of_the_source_stays_there(tmp_path, train):
+    for folder in ("train", "val", "test"):
+        for k in range(3):
+            save(tmp_path / folder / f"{folder}{k}.png")
+            if (folder, k) != (train, 0):
+                write_labels(tmp_path / folder / f"{folder}{k}_masks.tif", LABELS)
+    found = listed(tmp_path, config("folder", unlabelled="keep"))
+    assert {item.split for item in found.values()} == {"train", "val", "test"}
+    assert next(item.split for item in found.values() if item.bare) == train
+    made = convert_images(config("folder", unlabelled="keep"), tmp_path, tmp_path.parent / f"run_{train}")
+    assert len(made.images) == 9 and not made.quarantined
+
+
+def test_a_run_keeps_them_and_proposes_for_them(in_part, tmp_path, caplog):
+    made = convert_images(config("folder", unlabelled="keep"), in_part, tmp_path / "run")
+    assert len(made.images) == 16 and not made.quarantined
+    assert [maker == "truth" for maker in made.images.made_by] == [k % 3 > 0 for k in range(16)]
+    assert "6 of 16 images came without labels: 02 proposes for them" in caplog.text
+    folder = str(in_part / "masks")
+    chosen = choose_labels(made.images, [Instances.empty(LABELS.shape)] * 16, {}, folder)
+    assert [one.made_by for one in chosen] == ["corrected" if k % 3 else "proposed" for k in range(16)]
+    left = convert_images(config("folder"), in_part, tmp_path / "other")
+    assert len(left.images) == 10 and {one.item for one in left.quarantined} == {f"images/{n}.png" for n in NAMES[::3]}
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("label: {use: truth}", None),
+        ("label: {use: proposed}", "keep"),
+        ("label: {use: some/folder}", "keep"),
+        ("label: {use: proposed}\nconvert: {source: folder, unlabelled: leave_out}", "leave_out"),
+        ("label: {use: proposed}\nconvert: {source: drawn}", None),
+    ],
+)
+def test_what_label_use_says_decides(tmp_path, written, kept):
+    (tmp_path / "c.yaml").write_text(written if "convert" in written else f"{written}\nconvert: {{source: folder}}")
+    assert load_config(tmp_path / "c.yaml").convert.unlabelled == kept
+
+
+def test_to_keep_what_no_labels_are_for_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_text("convert: {source: folder, unlabelled: keep}")
+    with pytest.raises(UserError, match="unlabelled is keep, and label.use is truth, which has no labels for those"):
+        load_config(tmp_path / "c.yaml")
