@@ -19,7 +19,7 @@ from cellkit.cells.disjoint import lost_pixels
 from cellkit.cells.instances import Instances
 from cellkit.cells.labels import LARGEST_ID
 from cellkit.cells.outlines import refuse_boxes
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.files import atomic_path
 from cellkit.formats.any import ImageCells, ImageToWrite, Reading
 from cellkit.formats.label_images import refuse_changed, stamp_of
@@ -30,6 +30,7 @@ ENDINGS = ("_seg.npy",)
 WRITES = {"seg": "_seg.npy"}
 SAYS_PROPOSED = "the files say so"
 NEEDS_PICTURES = True  # the GUI finds a file by its picture
+SAVE_AGAIN = "open it in Cellpose and save it again, which drops what cellkit noted there"
 DROPS_UNKNOWN = "Cellpose drops what says so when it saves: the image then counts as annotated all over"
 
 
@@ -53,6 +54,8 @@ class Seg:
         Which cells were drawn by hand.
     fields : dict
         All that the file holds, as plain values.
+    notes : tuple of str
+        What to say of how it was read.
     """
 
     labels: np.ndarray
@@ -62,6 +65,7 @@ class Seg:
     image: np.ndarray | None
     by_hand: np.ndarray | None
     fields: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def made_by(self) -> str:
@@ -73,7 +77,8 @@ class Seg:
 def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
     """Read a Cellpose ``_seg.npy`` file without unpickling it; one that holds a bare label image is read as that.
 
-    Cells written by `write_seg` come back with class and score. The Cellpose GUI drops both when it saves, but keeps the
+    Cells written by `write_seg` come back with class and score, those too that are left where a program changed others and kept
+    what was noted; a new one has no class and score 1. The Cellpose GUI drops both when it saves, but keeps the
     colour of every cell: with `classes`, in the order they were written, the colours tell the class; a cell drawn anew has
     a colour of the GUI's and becomes a cell of unknown class. Masks of -1 are not annotated, and so is what `write_seg` noted;
     but in Cellpose's oldest files -1 is the background.
@@ -89,7 +94,7 @@ def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
     labels = _seg_labels(fields.get("masks"), path, fields.get("outlines"), is_ours=array is not None)
     labels = np.where((labels == 0) & _noted_unknown(fields, labels.shape, path), np.int32(-1), labels)
     found = Instances.from_labels(labels)
-    found, classes = _seg_classes(fields, found, np.unique(labels[labels > 0]), tuple(classes), path)
+    found, classes, notes = _seg_classes(fields, found, labels, tuple(classes), path)
     name, image, by_hand = fields.get("filename"), fields.get("img"), fields.get("ismanual")
     return Seg(
         labels=labels,
@@ -99,6 +104,7 @@ def read_seg(path: str | Path, classes: Sequence[str] = ()) -> Seg:
         image=image if isinstance(image, np.ndarray) and image.size else None,
         by_hand=by_hand if isinstance(by_hand, np.ndarray) and by_hand.shape == (len(found),) else None,
         fields=fields,
+        notes=notes,
     )
 
 
@@ -127,7 +133,7 @@ def _noted_unknown(fields: dict, shape: tuple[int, int], path) -> np.ndarray | b
         return False
     good = isinstance(runs, np.ndarray) and runs.ndim == 2 and runs.shape[1] == 2 and runs.dtype.kind in "iu"
     if not good or (runs < 0).any() or (runs.sum(axis=1) > shape[0] * shape[1]).any():
-        raise UserError(f"{path} notes as not annotated what does not fit its masks", "remove its key 'cellkit'")
+        raise UserError(f"{path} notes as not annotated what does not fit its masks", SAVE_AGAIN)
     return replace(Instances.empty(shape), unknown=runs.astype(np.int64)).unknown_mask
 
 
@@ -176,29 +182,55 @@ def _counts_from_minus_one(masks: np.ndarray, edges: Any) -> bool:
     return one and bool(others) and area[0] <= 2 * max(others) and area[0] < area[-1]
 
 
-def _seg_classes(fields: dict, found: Instances, ids: np.ndarray, classes: tuple[str, ...], path) -> tuple:
-    """Return the cells with their classes and scores, and the names of the classes."""
+def _seg_classes(fields: dict, found: Instances, labels: np.ndarray, classes: tuple[str, ...], path) -> tuple:
+    """Return the cells with their classes and scores, the names of the classes, and what to say; new cells have no class."""
+    ids = np.unique(labels[labels > 0])
     side = fields.get("cellkit")
     if isinstance(side, dict):
         names, class_ids, scores = side.get("classes"), side.get("class_ids"), side.get("scores")
         texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-        arrays = [v for v in (class_ids, scores) if isinstance(v, np.ndarray) and v.shape == (len(found),)]
-        if not texts or len(arrays) < 2 or class_ids.dtype.kind not in "iu" or scores.dtype.kind != "f":
+        arrays = [v for v in (class_ids, scores) if isinstance(v, np.ndarray) and v.ndim == 1]
+        if not texts or len({len(one) for one in arrays}) != 1 or len(arrays) < 2:
+            raise UserError(f"{path} notes classes and scores that are not one of each for each cell", SAVE_AGAIN)
+        if class_ids.dtype.kind not in "iu" or scores.dtype.kind != "f":
             raise UserError(
-                f"{path} has {len(found)} cells, its classes are those of others", "remove its key 'cellkit'"
+                f"{path} notes classes that are {class_ids.dtype}, scores that are {scores.dtype}", SAVE_AGAIN
             )
-        if len(found) and not (class_ids.min() >= 0 and class_ids.max() <= len(names)):
-            raise UserError(f"{path} has a cell of class {class_ids.max()} of {len(names)}", "remove its key 'cellkit'")
+        if len(class_ids) and not (class_ids.min() >= 0 and class_ids.max() <= len(names)):
+            raise UserError(f"{path} has a cell of class {class_ids.max()} of {len(names)}", SAVE_AGAIN)
         if not ((scores >= 0) & (scores <= 1)).all():
-            raise UserError(f"{path} has a score that is no number from 0 to 1", "remove its key 'cellkit'")
-        return found.with_classes(class_ids).with_scores(scores), tuple(names)
+            raise UserError(f"{path} has a score that is no number from 0 to 1", SAVE_AGAIN)
+        rows = _rows_noted(labels, ids, fields.get("outlines"), len(class_ids))  # -1: the last one, of no cell
+        found = found.with_classes(np.append(class_ids, 0)[rows]).with_scores(np.append(scores, 1.0)[rows])
+        new = int((rows < 0).sum()) if names else 0
+        told = (
+            f"{Path(path).name}: {new} of {counted(len(rows), 'cell')} changed since classes were noted: they have none"
+        )
+        return found, tuple(names), (told,) if new else ()
     colours = fields.get("colors")
     if not classes or not isinstance(colours, np.ndarray) or colours.shape[1:] != (3,) or colours.dtype != np.uint8:
-        return found, classes
+        return found, classes, ()
     if len(ids) and len(colours) != ids.max():
         raise UserError(f"{path} has {ids.max()} cells but {len(colours)} colours", "save it again with Cellpose")
     known = {tuple(colour): k for k, colour in enumerate(class_colours(len(classes)).tolist())}
-    return found.with_classes([known.get(tuple(colour), 0) for colour in colours[ids - 1].tolist()]), classes
+    return found.with_classes([known.get(tuple(colour), 0) for colour in colours[ids - 1].tolist()]), classes, ()
+
+
+def _rows_noted(labels: np.ndarray, ids: np.ndarray, edges: Any, count: int) -> np.ndarray:
+    """Return, for each cell of `ids`, its place (N,) among the `count` cells that `write_seg` noted; -1 where it is none of them.
+
+    `write_seg` numbers cells 1 to `count`. A program that changes masks may keep what was noted. Where the outlines are still
+    those of all these cells, one is the same if most of its outline has its number. Else nothing tells, unless all numbers are
+    there.
+    """
+    edges = edges[0] if isinstance(edges, np.ndarray) and edges.ndim == 3 and len(edges) == 1 else edges
+    usable = isinstance(edges, np.ndarray) and edges.shape == labels.shape and edges.dtype.kind in "iu"
+    if usable and np.array_equal(np.unique(edges[edges > 0]), np.arange(1, count + 1)):
+        drawn = np.bincount(edges[edges > 0], minlength=count + 1)
+        same = np.bincount(edges[(edges > 0) & (edges == labels)], minlength=count + 1)
+        kept = (2 * same >= drawn) & (drawn > 0)
+        return np.where((ids <= count) & kept[np.minimum(ids, count)], ids - 1, -1)
+    return ids - 1 if np.array_equal(ids, np.arange(1, count + 1)) else np.full(len(ids), -1)
 
 
 def class_colours(count: int) -> np.ndarray:
@@ -359,7 +391,7 @@ def picture_stem(name: str) -> str:
 def read_image(file: Path, how: Reading, size: tuple[int, int] | None = None) -> ImageCells:
     """Read the cells of one file."""
     seg = read_seg(file, how.classes)
-    return ImageCells(seg.instances, seg.classes, seg.made_by)
+    return ImageCells(seg.instances, seg.classes, seg.made_by, notes=seg.notes)
 
 
 def write_image(path: Path, image: ImageToWrite) -> tuple[int, int]:

@@ -119,10 +119,11 @@ def read_corrections(
         files = of_image.get(record.image_id, [])
         painted = None if found is None else Instances.from_labels(found.paint())
         chosen, refused, pictures = _choose(files, record, painted, copied, images.root / record.path)
-        unused += [Quarantined(path.relative_to(folder).as_posix(), why) for path, why in refused]
+        seen = chosen is not None and (chosen.by_person or record.image_id in confirmed)
+        left = "" if seen or record.cell_type == MIXED else "; until then its image has the proposal"
+        unused += [Quarantined(path.relative_to(folder).as_posix(), f"{why}{left}") for path, why in refused]
         beside += [path.relative_to(folder).as_posix() for path in pictures]
-        if chosen is not None:
-            seen = chosen.by_person or record.image_id in confirmed
+        if chosen is not None and (seen or not refused):  # a proposal beside what somebody saved is not what they left
             corrections[record.image_id] = replace(chosen, by_person=seen)
     unused.sort(key=lambda item: item.item)
     _refuse_none(corrections, folder, images.records, unused)

@@ -133,8 +133,8 @@ def test_a_bare_array_called_seg_is_read_as_labels(tmp_path, dtype):
         ({"masks": TWO - 2}, "ids from -2"),
         ({"masks": TWO.astype(np.uint64) + 2**40}, "ids from"),
         (
-            {"masks": TWO, "cellkit": {"classes": ["a"], "class_ids": np.zeros(3, int), "scores": np.ones(3)}},
-            "of others",
+            {"masks": TWO, "cellkit": {"classes": ["a"], "class_ids": np.zeros(3, int), "scores": np.ones(2)}},
+            "not one of each for each cell",
         ),
         (
             {"masks": TWO, "cellkit": {"classes": ["a"], "class_ids": np.array([1, 2]), "scores": np.ones(2)}},
@@ -144,6 +144,43 @@ def test_a_bare_array_called_seg_is_read_as_labels(tmp_path, dtype):
 )
 def test_seg_files_that_cannot_be_read(tmp_path, fields, reason):
     assert reason in refused(read_seg, saved(tmp_path, **fields))
+
+
+def three() -> np.ndarray:
+    """Return a label image of three cells of 5 x 5 px in a row."""
+    labels = np.zeros((7, 21), np.int32)
+    for k in range(3):
+        labels[1:6, 7 * k + 1 : 7 * k + 6] = k + 1
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("change", "class_ids", "kept_outlines"),
+    [
+        ({2: 0}, [1, 1], True),  # the second is deleted
+        ({3: 0}, [1, 2], True),  # the last one
+        ({3: 9}, [1, 2, 0], True),  # the last one is another: deleted, and one drawn in its place
+        ({2: 0, 3: 2}, [1, 0], True),  # the second is deleted, and the last one has its number now
+        ({1: 2, 2: 1}, [0, 0, 1], True),
+        ({2: 0}, [0, 0], False),  # nothing tells whether numbers were kept
+    ],
+)
+def test_a_program_that_changed_masks_and_kept_the_noted_classes(tmp_path, change, class_ids, kept_outlines):
+    cells = Instances.from_labels(three(), class_ids=[1, 2, 1], scores=[0.5, 0.6, 0.7])
+    fields = read_plain_npy(write_seg(tmp_path / "a_seg.npy", None, cells, CLASSES))
+    table = np.array([change.get(k, k) for k in range(4)])
+    fields["masks"] = table[fields["masks"]].astype(np.uint16)
+    if not kept_outlines:
+        fields["outlines"] = table[fields["outlines"]].astype(np.uint16)
+    seg = read_seg(saved(tmp_path, **fields))
+    np.testing.assert_array_equal(seg.labels, fields["masks"])
+    assert seg.instances.class_ids.tolist() == class_ids
+    new = class_ids.count(0)
+    assert [note.partition(" changed")[0] for note in seg.notes] == [f"a_seg.npy: {new} of {len(class_ids)} cells"] * (
+        new > 0
+    )
+    unchanged = read_seg(write_seg(tmp_path / "b_seg.npy", None, cells, CLASSES))
+    assert unchanged.instances.scores.tolist() == [0.5, 0.6, 0.7] and not unchanged.notes
 
 
 def test_a_score_that_is_none(tmp_path):

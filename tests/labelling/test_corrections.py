@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import write_png
 from PIL import Image
 
 from cellkit.cells.dataset import CellDataset
@@ -21,6 +22,7 @@ from cellkit.formats.roi import write_rois
 from cellkit.formats.seg import write_seg
 from cellkit.labelling.annotate import Labelled, choose_labels, with_classes, write_chosen
 from cellkit.labelling.corrections import read_corrections, same_cells
+from cellkit.labelling.rounds import write_proposal
 
 SHAPE = (6, 8)
 NAMES = ("HEK_a", "HEK_b", "N2a_a")
@@ -150,7 +152,9 @@ def test_every_file_that_is_not_used_is_named(images, proposals, folder, capsys)
     ]
     assert [item.item for item in refused] == names
     assert "fits 2 images (HEK_a, N2a_a)" in refused[5].reason
-    assert refused[0].reason == "HEK_a_masks.tif labels the same image otherwise; keep one"
+    assert refused[0].reason == (
+        "HEK_a_masks.tif labels the same image otherwise; keep one; until then its image has the proposal"
+    )
     assert "HEK_a.tif labels the same image otherwise; keep one" in refused[1].reason
     said = capsys.readouterr().err
     assert all(f"{name} is not used: " in said for name in names)
@@ -323,6 +327,38 @@ def test_of_two_files_the_one_that_was_changed_is_used(images, proposals, folder
     by_fiji(folder, "HEK_a")
     corrections, unused, beside = read_corrections(images, proposals, folder)
     assert (corrections["HEK_a"].path.name, unused, beside) == ("HEK_a_rois.zip", [], ["HEK_a.tif"])
+
+
+def proposed_in(folder, proposals):
+    """Write the files to correct of every image, as notebook 02 does."""
+    picture = np.random.default_rng(0).integers(0, 255, (*SHAPE, 3), dtype=np.uint8)
+    for name, found in zip(NAMES, proposals, strict=True):
+        write_png(folder.parent / f"{name}.png", picture)
+        assert write_proposal(folder, folder.parent / f"{name}.png", name, found)
+
+
+def test_a_seg_file_that_a_program_changed_is_a_correction_though_it_kept_the_key_of_cellkit(
+    images, proposals, folder, caplog
+):
+    """One cell deleted, or one drawn anew, and the whole dictionary saved: beside it lies the zip as the model proposed it."""
+    proposed_in(folder, proposals)
+    wanted = {"HEK_a": np.where(PROPOSED == 1, 0, PROPOSED), "HEK_b": np.where(cells(5) == 1, 3, PROPOSED)}
+    for name, masks in wanted.items():
+        fields = np.load(folder / f"{name}_seg.npy", allow_pickle=True).item() | {"masks": masks.astype(np.uint16)}
+        np.save(folder / f"{name}_seg.npy", fields, allow_pickle=True)
+    chosen = choose_labels(images, proposals, {}, str(folder))
+    assert [item.made_by for item in chosen] == ["corrected", "corrected", "proposed"]
+    for item, masks in zip(chosen, wanted.values(), strict=False):
+        np.testing.assert_array_equal(item.labels, masks)
+    assert "as the model proposed them, so they count as proposals and nothing is scored there: N2a_a;" in caplog.text
+
+
+def test_an_image_whose_saved_file_cannot_be_used_is_not_said_to_be_as_proposed(images, proposals, folder, caplog):
+    proposed_in(folder, proposals)
+    (folder / "HEK_a_seg.npy").write_bytes((folder / "HEK_a_seg.npy").read_bytes()[:-9])
+    assert [item.made_by for item in choose_labels(images, proposals, {}, str(folder))] == ["proposed"] * 3
+    assert "HEK_a_seg.npy is not used: " in caplog.text and "until then its image has the proposal" in caplog.text
+    assert "nothing is scored there: HEK_b, N2a_a;" in caplog.text
 
 
 @pytest.mark.parametrize("form", ["tif", "seg", "roi", "geojson"])
