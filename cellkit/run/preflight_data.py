@@ -31,7 +31,7 @@ from cellkit.parallel import map_items
 from cellkit.run.folder import Run
 from cellkit.sources.assign_splits import check_enough, check_labelled
 from cellkit.sources.drawn.files import write_blank_fields
-from cellkit.sources.ingest import list_images, record_of, refuse_none, unusable, warn_one_channel
+from cellkit.sources.ingest import list_images, record_of, refuse_none, unusable, warn_lacking_classes, warn_one_channel
 from cellkit.sources.listing import Loaded, SourceImage
 from cellkit.sources.unlabelled import refuse_untaught, with_truth
 
@@ -200,6 +200,7 @@ def open_headers(outlook: Outlook) -> None:
             outlook.add(WARNING, f"not read: {text}", "store it as a file of its own, if it is to be used")
     outlook.records, outlook.instances = [one[0] for one in done], [one[1] for one in done]
     warn_one_channel(outlook.records, cfg)
+    warn_lacking_classes(outlook.records, cfg, [item for item in outlook.items if not item.is_left])
     refuse_none(done, outlook.items, quarantined, outlook.root)
 
 

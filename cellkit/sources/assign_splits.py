@@ -16,7 +16,7 @@ from cellkit.cells.splits import name_groups, name_in_source, split_by_name, spl
 from cellkit.config.sections import Config, ConvertConfig
 from cellkit.errors import UserError, counted, raise_or_collect
 from cellkit.log import LOG
-from cellkit.sources.listing import UNUSED, SourceImage
+from cellkit.sources.listing import UNUSED, SourceImage, is_usable, useless_alone
 
 
 # ---- which images, which split -------------------------------------------------------------------------------------
@@ -74,16 +74,25 @@ def draw_split(items: Sequence[SourceImage], fractions: dict, config: ConvertCon
     """Return the items by id, each with a split drawn by `splits.split_records`.
 
     The frames of one file or series (`SourceImage.unit`) get one split; by group, those of one group. Where
-    ``convert.group_from`` tells frames of one file apart, each is drawn by itself.
+    ``convert.group_from`` tells frames of one file apart, each is drawn by itself. Images that cannot be used fill no split that
+    would be empty without them: they go with their group, else to training, and are skipped.
     """
-    units = [unit_of_item(item, config) for item in items]
-    bare = [
-        ImageRecord(i.image_id, i.source, 1, 1, cell_type=i.cell_type, group=unit)
-        for i, unit in zip(items, units, strict=True)
-    ]
-    drawn = split_records(bare, fractions, config.seed, by="group")
+    usable, drawn = list(items), list[ImageRecord]()
+    while usable:
+        bare = [
+            ImageRecord(i.image_id, i.source, 1, 1, cell_type=i.cell_type, group=unit_of_item(i, config))
+            for i in usable
+        ]
+        drawn = split_records(bare, fractions, config.seed, by="group")
+        useless = useless_alone(usable, drawn)
+        if not useless or len(useless) == len(usable):
+            break
+        usable = [item for item in usable if item.image_id not in useless]
     _warn_uneven(drawn, fractions, config.seed)
-    return {item.image_id: replace(item, split=record.split) for item, record in zip(items, drawn, strict=True)}
+    of_image = {record.image_id: record.split for record in drawn}
+    of_unit = {record.group: record.split for record in drawn if record.group}
+    splits = [of_image.get(i.image_id) or of_unit.get(unit_of_item(i, config), "train") for i in items]
+    return {item.image_id: replace(item, split=split) for item, split in zip(items, splits, strict=True)}
 
 
 def _warn_uneven(drawn: Sequence[ImageRecord], fractions: dict, seed: int) -> None:
@@ -119,7 +128,9 @@ def _check_filled(items: Sequence[SourceImage], units: Sequence[str], fractions:
     """Refuse a split without training or validation images for want of files, not of frames; say it of test images."""
     missing = [name for name, share in fractions.items() if share and not any(item.split == name for item in items)]
     largest = Counter(unit for unit in units if unit).most_common(1)
-    if not missing or not largest or largest[0][1] < 2:
+    if (
+        not missing or not largest or largest[0][1] < 2 or not all(map(is_usable, items))
+    ):  # which cannot be is said, and why
         return
     count = len(set(filter(None, units))) + units.count("")
     units_of = counted(count, "file, series or group", "files, series or groups")

@@ -156,6 +156,7 @@ def convert_images(
         LOG.info(f"{kept} of {counted(len(done), 'image')} came without labels: 02 proposes for them")
     refuse_none(done, items, quarantined, root)
     warn_one_channel([result[0] for result in done], config)
+    warn_lacking_classes([result[0] for result in done], config, [item for item in items if not item.is_left])
     sync(out / result[0].path for result in done)
     images = [item for item in items if not item.is_left and not item.is_pseudo]
     originals = list_originals(images, done, quarantined, sample_ids(root, images))
@@ -181,14 +182,26 @@ def warn_one_channel(records: Sequence[ImageRecord], config: ConvertConfig) -> N
         )
 
 
-def warn_lacking_classes(items: Sequence[SourceImage], config: ConvertConfig) -> None:
-    """Say in the log which class no validation or no test image has; mixed images and those of no known line may have any."""
+def warn_lacking_classes(
+    items: Sequence[SourceImage | ImageRecord], config: ConvertConfig, among: Sequence[SourceImage] = ()
+) -> None:
+    """Say in the log which class no validation or no test image has; mixed images and those of no known line may have any.
+
+    What was said of the images `among` which these are is not said again.
+    """
+    known = set(_lacking_classes(among, config))
+    for text in _lacking_classes(items, config):
+        if text not in known:
+            LOG.warning(text)
+
+
+def _lacking_classes(items: Sequence[SourceImage | ImageRecord], config: ConvertConfig) -> Iterator[str]:
     lines = {split: {item.cell_type for item in items if item.split == split} for split in ("train", "val", "test")}
     for split, what in (("val", "validation"), ("test", "test")):
         is_known = lines[split] and lines[split] <= set(config.classes)
         lacking = [name for name in config.classes if name in lines["train"] - lines[split]]
         if is_known and lacking:
-            LOG.warning(
+            yield (
                 f"no {what} image is of the class {' or '.join(lacking)}: the scores of {what} images say nothing of it, and of "
                 "telling the classes apart; add images of it, or change convert.split or the folders of the split"
             )

@@ -8,6 +8,7 @@ refuses two images of one name, keeps at most ``convert.max_images``, and splits
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,14 +19,18 @@ import numpy as np
 
 from cellkit.cells.instances import IGNORE, IGNORED, Instances
 from cellkit.cells.names import plain, stem_of
-from cellkit.cells.records import MIXED
+from cellkit.cells.records import MIXED, ImageRecord
 from cellkit.config.sections import ConvertConfig
-from cellkit.errors import UserError, nearest, raise_or_collect
+from cellkit.errors import UserError, collected, nearest, of_place, raise_or_collect
+from cellkit.log import collected_warnings
 from cellkit.microscope.convert import Conversion, Converted, Level, convert_frame
-from cellkit.microscope.file_info import Opened
+from cellkit.microscope.file_info import Opened, headers_only
 from cellkit.microscope.light import Limits
 
 LEFT = "left/"  # begins the id of what fits no image
+
+
+FEW = 8  # images of one class in one split; one that cannot be used leaves no split of more empty
 
 
 UNUSED = "unused"  # the source's own split leaves the image out
@@ -108,6 +113,27 @@ class SourceImage:
         if cells is not None and not len(cells) and cells.unknown_px == math.prod(cells.shape):
             cells = None
         return made._replace(instances=cells)
+
+
+def is_usable(item: SourceImage) -> bool:
+    """Tell whether the headers of an image's files, and its labels, are in order; why not is said when its turn comes."""
+    with headers_only(), collected() as noted, collected_warnings():
+        try:
+            item.load()
+        except Exception as error:  # whatever a reader raises on a damaged file
+            if of_place(error):
+                raise
+            return False
+    return not noted
+
+
+def useless_alone(items: Sequence[SourceImage], drawn: Sequence[ImageRecord]) -> set[str]:
+    """Return the images that cannot be used and are alone of their class in their split, or with others that cannot."""
+    of_split: dict[tuple[str, str], list[SourceImage]] = defaultdict(list)
+    for item, record in zip(items, drawn, strict=True):
+        of_split[item.cell_type, record.split].append(item)
+    few = [found for found in of_split.values() if len(found) <= FEW]
+    return {item.image_id for found in few if not any(map(is_usable, found)) for item in found}
 
 
 def failing(problem: str, remedy: str = "") -> Callable[..., Loaded]:

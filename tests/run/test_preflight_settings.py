@@ -369,7 +369,7 @@ def test_a_run_is_refused_with_all_findings_and_leaves_nothing_behind(here, said
     code, out, err = said("run", "c.yaml", *flags(FAULTS))
     assert (code, out) == (2, "")
     assert all(part in err for parts in TOLD.values() for part in parts)
-    assert "7 errors, 4 warnings: nothing is run" in err and "01_convert" not in err
+    assert "7 errors, 5 warnings: nothing is run" in err and "01_convert" not in err
     assert not Path("runs").exists()
 
 

@@ -267,3 +267,33 @@ def test_a_layout_of_one_label_image_each_takes_no_picture_of_several_frames(tmp
     assert len(items["B_1"].load().instances) == 3
     with pytest.raises(UserError, match="1.tif holds 2 frames"):
         items["A_1"].load()
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("by", ["image", "group"])
+def test_a_damaged_file_takes_no_split_of_its_class(tmp_path, labelled, by, caplog):
+    """Three good files of a class and a torn one: whichever it is, the others fill all splits."""
+    cfg = config("folder", classes=("HEK",), split_by=by)
+    for torn in range(4):
+        for k in range(4):
+            path = save(tmp_path / f"{torn}/HEK/p{k}/a{k}.png", GREY // 2 + k)
+            if labelled:
+                write_labels(path.with_name(f"a{k}_masks.tif"), LABELS)
+            if k == torn:
+                path.write_bytes(b"torn")
+        found = listed(tmp_path / str(torn), cfg)
+        assert found.pop(f"HEK_p{torn}_a{torn}").split == "train"
+        assert sorted(item.split for item in found.values()) == ["test", "train", "val"]
+    assert "torn" not in caplog.text.replace(str(tmp_path), ""), "why is said where the image is left out"
+
+
+def test_a_class_whose_only_test_image_cannot_be_used_is_named(tmp_path, caplog):
+    """The header is in order, so the split is drawn with it; the pixels are not."""
+    for line in ("A", "B"):
+        for k in range(3):
+            save(tmp_path / f"in/{line}/{k}.png", RNG.integers(0, 255, (24, 32), dtype=np.uint8))
+    cfg = config("folder", classes=("A", "B"))
+    (test,) = [item for item in listed(tmp_path / "in", cfg).values() if (item.split, item.cell_type) == ("test", "A")]
+    test.files[0].write_bytes(test.files[0].read_bytes()[:-400])
+    made = convert_images(cfg, tmp_path / "in", tmp_path / "run")
+    assert len(made.images) == 5 and "no test image is of the class A: the scores of test images" in caplog.text

@@ -24,7 +24,7 @@ from cellkit.sources.assign_splits import (
     limit_images,
     split_off,
 )
-from cellkit.sources.listing import UNUSED, SourceImage
+from cellkit.sources.listing import UNUSED, Loaded, SourceImage
 from cellkit.sources.loading import labelled
 from cellkit.sources.source_tables import read_table
 
@@ -174,7 +174,8 @@ def test_frames_of_one_file_or_series_are_not_torn_apart_unless_told():
 
 
 def test_a_set_of_one_file_is_refused_with_what_to_set(capsys):
-    items = [SourceImage(f"z_s{k}", "A", "", "", f"z.czi scene {k}", None, unit="z") for k in range(6)]
+    opened = lambda convert: Loaded(np.zeros((4, 4, 3), np.uint8), None)  # noqa: E731
+    items = [SourceImage(f"z_s{k}", "A", "", "", f"z.czi scene {k}", opened, unit="z") for k in range(6)]
     with pytest.raises(
         UserError,
         match=r"6 images are frames of 1 file, series or group \(e.g. z\).* for val and test\nset convert.group_from",
@@ -182,7 +183,7 @@ def test_a_set_of_one_file_is_refused_with_what_to_set(capsys):
         list(assign_splits(items, config()))
     assert set(splits_of(assign_splits(items, config(group_from="(?P<group>.*)")))) == {"train", "val", "test"}
     assert splits_of(assign_splits(items, config(split=SplitConfig(train=1.0, val=0.0, test=0.0)))) == ["train"] * 6
-    two = [*items, SourceImage("b", "A", "", "", "b.tif", None)]
+    two = [*items, SourceImage("b", "A", "", "", "b.tif", opened)]
     assert (
         set(splits_of(assign_splits(two, config()))) == {"train", "val"}
         and "none is left for test" in capsys.readouterr().err
