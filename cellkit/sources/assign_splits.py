@@ -220,7 +220,10 @@ def assign_splits(
     items = limit_images(items, config.max_images)
     without = [item for item in items if not item.split]
     drawn = draw_splits(items, without, config)
-    if without and any(item.split and item.split != UNUSED and item.cell_type != MIXED for item in items):
+    some_truth = not all(item.bare for item in items)  # a test set without any is no split that the others lack
+    told = [item for item in items if item.split not in ("", UNUSED) and item.cell_type != MIXED]
+    told = [item for item in told if not (some_truth and item.bare and item.is_own_test)]
+    if without and told:
         LOG.warning(
             f"the split of {len(without)} of {counted(len(items), 'image')} is drawn: their names tell none, others' do "
             f"(e.g. {without[0].source}); rename their folder or list them if the source has a split for them"

@@ -216,7 +216,9 @@ def inspect_folder(
     seen = [(item.split, item.cell_type, *found) for item, found in zip(items, done, strict=True) if found is not None]
     result = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
     result["cell_types"] = dict(sorted(Counter(row[1] or "unknown" for row in seen).items()))
-    named = [item.split for item, found in zip(items, done, strict=True) if found is not None and not item.bare]
+    some_truth = not all(item.bare for item in items)
+    told = [not item.bare or (some_truth and item.is_own_test) for item in items]
+    named = [item.split for item, found, has in zip(items, done, told, strict=True) if found is not None and has]
     splits = dict(sorted(Counter(named).items()))
     if set(splits) - {"train"}:  # the source's own; images without one were put into train above
         result["splits"] = {name or "unused": count for name, count in splits.items()}

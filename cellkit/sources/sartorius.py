@@ -54,7 +54,8 @@ def read(root: Path, config: ConvertConfig) -> Iterator[SourceImage]:
     for path in list_files(root / "test", IMAGE_SUFFIXES, keep_labels=True):
         name, source = stem_of(path), path.relative_to(root).as_posix()
         loader = partial(load_picture, root, path, config)
-        items.append(SourceImage(image_id_of(f"{name}.png"), "", "", "test", source, loader, name, files=(path,)))
+        about = {"files": (path,), "bare": True}
+        items.append(SourceImage(image_id_of(f"{name}.png"), "", "", "test", source, loader, name, **about))
     left = list(leftovers(root, items))
     items, bare = apart_from_bare(items, config)
     yield from assign_splits(items, config, left=[*left, *bare])

@@ -16,6 +16,7 @@ from PIL import Image
 from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
 from cellkit.errors import UserError
 from cellkit.evaluate.submission import handed_in
+from cellkit.formats.label_images import write_labels
 from cellkit.modules import load
 from cellkit.sources.bbbc039 import regions_of_colours
 from cellkit.sources.hepg2_huh7 import read_text_labels
@@ -165,6 +166,26 @@ def test_sartorius_test_pictures_are_test_images_without_truth(tmp_path):
     (tmp_path / "in" / "sample_submission.csv").unlink()
     convert_images(config("sartorius", ("astro",)), tmp_path / "in", tmp_path / "run")
     assert handed_in({"originals": tmp_path / "run" / "originals.csv"}, "test") == asked  # not those held out of train/
+
+
+def test_test_pictures_of_a_competition_are_no_split_that_the_others_lack(tmp_path, caplog):
+    names = [f"{k:02d}" for k in range(10)]
+    sartorius(tmp_path / "s", [f"{name},1 2,4,3,astro" for name in names], images=names)
+    for name in ("t1", "t2"):
+        save(tmp_path / "s/test" / f"{name}.png", RNG.integers(0, 255, (3, 4), dtype=np.uint8))
+    for more in ({}, {"published_split": False}, {"max_images": 4}):
+        found = listed(tmp_path / "s", config("sartorius", ("astro",), **more))
+        assert {name for name, item in found.items() if item.own_id in ("t1", "t2")} == {"t1", "t2"}, "none is thinned"
+        assert found["t1"].split == found["t2"].split == "test"
+    for k in range(6):
+        save(tmp_path / f"f/{k}.png", np.full((24, 32), k, np.uint8))
+        write_labels(tmp_path / f"f/{k}_masks.tif", np.ones((24, 32), np.uint8))
+    save(tmp_path / "f/test/t.png", np.zeros((24, 32), np.uint8))
+    assert listed(tmp_path / "f", config("folder"))["test_t"].split == "test"
+    assert "their names tell none" not in caplog.text
+    write_labels(tmp_path / "f/test/t_masks.tif", np.ones((24, 32), np.uint8))
+    listed(tmp_path / "f", config("folder"))
+    assert "the split of 6 of 7 images is drawn: their names tell none, others' do" in caplog.text
 
 
 def test_sartorius_samples_are_never_torn_apart_by_a_split_by_group(tmp_path):  # fault 58
