@@ -81,7 +81,7 @@ def write_folder(model: Model, out: str | Path, licence: str | None) -> list[str
         _as_read(finds, model)
         _keep_conversion(folder / CARD, model)
         cards = [weights.read_card(folder / NAME)]
-        if finds.name != NAME and finds.with_suffix(".json").is_file():
+        if finds.name != NAME and weights.card_file(finds):
             cards.append(weights.read_card(finds))
         words = joined_words([card.licence for card in cards])
         spdx = licence_of(licence, words)
@@ -114,10 +114,10 @@ def _refuse_others(out: Path) -> None:
 
 def _as_read(weights_file: Path, model: Model) -> None:
     """Let the card of copied weights say what was set for the export, too."""
-    from cellkit.models import backend_module
+    from cellkit.models import backend_module, weights
 
-    side, config = weights_file.with_suffix(".json"), _config_of(model)
-    if not side.is_file():
+    side, config = weights.card_file(weights_file), _config_of(model)
+    if side is None:
         if config:
             raise UserError(
                 f"{model.name} gives a class to the cells of {weights_file.name}, which has no card to say what is set for it",

@@ -238,8 +238,8 @@ def _beside(segmenter: Path, to: Path) -> Path:
         os.link(segmenter, beside)
     except OSError:
         return weights.copy_checkpoint(segmenter, to)
-    card = Path(segmenter).with_suffix(".json")
-    if card.is_file():
+    card = weights.card_file(segmenter)
+    if card is not None:
         weights.write_json(beside.with_suffix(".json"), weights.read_json(card), indent=1)
     return beside
 

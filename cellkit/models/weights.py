@@ -112,6 +112,15 @@ def read_card(path: str | Path) -> Card:
     return card
 
 
+def card_file(path: str | Path) -> Path | None:
+    """Return the file of the card of a checkpoint; None where it has none.
+
+    Only safetensors have a card: a JSON beside a torch file is something else of that name, as the settings of a training.
+    """
+    side = Path(path).with_suffix(".json")
+    return side if Path(path).suffix == ".safetensors" and side.is_file() else None
+
+
 def card_for(path: str | Path, backend: str) -> Card:
     """Return the card of a checkpoint that a backend is to open; refuse one of another network.
 
@@ -193,8 +202,8 @@ def copy_checkpoint(path: str | Path, to: str | Path) -> Path:
 
     path = Path(path)
     copied = Path(f"{to}{path.suffix}")
-    for source, target in ((path, copied), (path.with_suffix(".json"), copied.with_suffix(".json"))):
-        if source.is_file() and source != target:
+    for source, target in ((path, copied), (card_file(path), copied.with_suffix(".json"))):
+        if source is not None and source.is_file() and source != target:
             with atomic_path(target) as temporary:
                 shutil.copyfile(source, temporary)
     return copied
@@ -202,8 +211,8 @@ def copy_checkpoint(path: str | Path, to: str | Path) -> Path:
 
 def add_to_card(path: str | Path, **metrics: Any) -> None:
     """Note more of what was measured in the card of a checkpoint; one without a card stays as it is."""
-    side = Path(path).with_suffix(".json")
-    if side.is_file():
+    side = card_file(path)
+    if side is not None:
         fields = read_json(side)
         write_json(side, {**fields, "metrics": {**fields["metrics"], **metrics}}, indent=1)
 
@@ -230,8 +239,8 @@ def licence_from(base: str | Path) -> str:
     own, path = "of your images", Path(base)
     if not path.is_file():
         return own
-    side = path.with_suffix(".json")
-    of_base = read_json(side).get("licence", "") if side.is_file() else ""
+    side = card_file(path)
+    of_base = read_json(side).get("licence", "") if side else ""
     return f"{own}, and of {parents_of(path)[0]}, from which it began" + (f": {of_base}" if of_base else "")
 
 
@@ -240,6 +249,6 @@ def parents_of(base: str | Path) -> list[str]:
 
     A checkpoint that stands for another, as one taken in from bioimage.io does, is named as its card says.
     """
-    side = Path(base).with_suffix(".json")
-    metrics = read_json(side)["metrics"] if side.is_file() else {}
+    side = card_file(base)
+    metrics = read_json(side)["metrics"] if side else {}
     return [metrics.get("known_as") or Path(base).stem, *metrics.get("parents", [])]

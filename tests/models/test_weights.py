@@ -12,7 +12,16 @@ from cellkit.config.sections import FinetuneConfig
 from cellkit.errors import UserError
 from cellkit.fetch.find import find_weights
 from cellkit.files import read_json, write_json
-from cellkit.models.weights import copy_checkpoint, hashed, licence_from, load_tensors, read_card, save_checkpoint
+from cellkit.models.weights import (
+    add_to_card,
+    copy_checkpoint,
+    hashed,
+    licence_from,
+    load_tensors,
+    parents_of,
+    read_card,
+    save_checkpoint,
+)
 from cellkit.predict.model import find_model
 from cellkit.run.folder import Run
 
@@ -57,6 +66,18 @@ class TestCheckpoint:
         assert licence_from("scratch") == "of your images"
         tuned.with_suffix(".json").unlink()
         assert licence_from(tuned) == "of your images, and of tuned, from which it began"
+
+    @pytest.mark.parametrize("text", ['{"epochs": 100, "lr": 0.005}', "[1, 2]", '{"metrics": {"known_as": "x"}}', "{"])
+    def test_a_json_of_another_kind_beside_a_torch_file_is_no_card(self, tmp_path, text):
+        torch.save(TENSORS, tmp_path / "own.pth")
+        side = tmp_path / "own.json"
+        side.write_text(text)
+        assert parents_of(tmp_path / "own.pth") == ["own"]
+        assert licence_from(tmp_path / "own.pth") == "of your images, and of own, from which it began"
+        add_to_card(tmp_path / "own.pth", map_iou=0.5)
+        assert side.read_text() == text, "what is no card is not written into"
+        copy_checkpoint(tmp_path / "own.pth", tmp_path / "there/base")
+        assert [path.name for path in (tmp_path / "there").iterdir()] == ["base.pth"]
 
     def test_no_name_of_an_image_is_in_what_stands_for_it(self):
         names = ["patient_07/HEK_01", "patient_07/HEK_02"]
