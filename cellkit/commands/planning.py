@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
@@ -15,6 +15,9 @@ from cellkit.errors import Quarantined, UserError
 from cellkit.log import LOG
 from cellkit.microscope.frames import Frame
 from cellkit.predict.model import Model
+
+if TYPE_CHECKING:
+    from cellkit.sources.label_files import LabelFiles
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def _model_of(run: Any, given: argparse.Namespace, settings: dict[str, Any]) -> 
 def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
     """Return pictures and microscope files, each converted as for `cellkit predict` into `folder`, and judged for quality.
 
-    Labelled is what has a label file beside it, and what ``--labelled`` and the folder of an earlier plan hold.
+    Labelled is what has a label file where a run on the same folder finds it, and what ``--labelled`` and the folder of an
+    earlier plan hold.
 
     Raises
     ------
@@ -138,15 +142,15 @@ def pool_of_files(given: argparse.Namespace, folder: Path) -> Pool:
     if not given.out:
         raise UserError("no folder for the files to correct is named", "name one: -o to_correct")
     model, out, links = _unsized(find_model(given.model)), Path(given.out), []
-    frames, failed = find_frames(find_images(given.images, avoid=[out], outside=links))
+    listed, labels = _without_label_images(find_images(given.images, avoid=[out], outside=links), given.images)
+    frames, failed = find_frames(listed)
     refuse_inputs_as_outputs(frames, [out])
     quarantined = links + failed
     images = _converted(frames, conversion_of(given, model.conversion), folder, quarantined, given.workers)
     if not len(images):
         raise none_used(len(frames), quarantined)
-    beside = {
-        name for place in map(Path, given.images) if place.is_dir() for name in _labelled_beside(images.records, place)
-    }
+    beside = {name for own in labels for name in _labelled_beside(images.records, own.root)}
+    beside |= {frame.image_id for own in labels for frame in frames if _has_labels(frame, own)}
     by_person = beside | _saved(images, [out, *map(Path, given.labelled or [])])
     back = (
         f"Back: give {given.out} as label.use of a run on these images. A run deals them into training, validation and test: "
@@ -207,13 +211,55 @@ def _picture(frame: Frame, conversion: Any, folder: Path) -> tuple[ImageRecord, 
     return ImageRecord(frame.image_id, f"{frame.image_id}.png", *size, split="train", **about), measure(shown.image)
 
 
+def _without_label_images(
+    listed: Sequence[tuple[Path, str]], named: Sequence[str]
+) -> tuple[list[tuple[Path, str]], list[LabelFiles]]:
+    """Return the images without what a run would take for label images (``train_masks/``), and the label files of each folder."""
+    from cellkit.config.sections import ConvertConfig
+    from cellkit.sources.label_files import LabelFiles
+
+    labels, left_out = [], set()
+    for folder in (Path(name) for name in named if Path(name).is_dir()):
+        own = LabelFiles(folder)
+        below = [path for path, _ in listed if path.is_relative_to(folder)]
+        own.find_folders(below, ConvertConfig())
+        left_out |= {path for path in below if path.relative_to(folder).parent in own.folders}
+        labels.append(own)
+    return [(path, relative) for path, relative in listed if path not in left_out], labels
+
+
+def _has_labels(frame: Frame, labels: LabelFiles) -> bool:
+    """Tell whether a run would find labels of a frame below a folder, by name; a model's proposals as they were left are none."""
+    if not frame.path.is_relative_to(labels.root):
+        return False
+    try:
+        label = labels.of_image(frame.path, frame.suffix, 0, 1)
+        found = label.path if label else labels.cells_of(frame.path, frame.suffix)
+    except UserError:  # several, which a run refuses: labels there are
+        return True
+    return found is not None and _by_person(found)
+
+
 def _labelled_beside(records: Sequence[ImageRecord], folder: Path) -> set[str]:
-    """Return the images that have a label file in the folder of the pictures, other than a model's proposal as it was left."""
+    """Return the images that have a file in the folder of the pictures whose name alone says labels of a person."""
     from cellkit.labelling.label_files import match_files
-    from cellkit.labelling.rounds import as_left
 
     found = match_files(records, folder)[0].items()
-    return {name for name, files in found for kind, path in files if kind != "plain" and not as_left(path)}
+    return {name for name, files in found for kind, path in files if kind != "plain" and _by_person(path)}
+
+
+def _by_person(path: Path) -> bool:
+    """Tell whether a label file is anything else than a model's proposal as it was left."""
+    from cellkit.formats.labels import is_proposed
+    from cellkit.formats.zarr_labels import about_labels, is_zarr_labels
+    from cellkit.labelling.rounds import as_left
+
+    try:
+        if is_zarr_labels(path):
+            return about_labels(path).made_by != "proposed"
+        return not as_left(path) and not is_proposed(path)
+    except UserError:  # one that cannot be read is none that a model left
+        return True
 
 
 def _saved(images: CellDataset, folders: Sequence[Path]) -> set[str]:

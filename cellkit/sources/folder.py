@@ -19,7 +19,7 @@ from cellkit.microscope.file_info import only_headers
 from cellkit.microscope.folders import IMAGE_SUFFIXES, check_inside, list_files
 from cellkit.microscope.open import why_unread
 from cellkit.sources.assign_splits import assign_splits
-from cellkit.sources.label_files import LabelFiles, classes_drawn, label_folders
+from cellkit.sources.label_files import LabelFiles, classes_drawn
 from cellkit.sources.leftovers import leftovers
 from cellkit.sources.listing import (
     LEFT,
@@ -94,7 +94,7 @@ def read_pictures(root: Path, config: ConvertConfig, folders_are_classes: bool =
                 f"no picture below {root} has '{pair[0]}' in its name (convert.pair: [{', '.join(pair)}])",
                 "name what pictures have there, or take convert.pair out",
             )
-    labels.folders = label_folders(root, paths, (path for found in labels.by_name.values() for path in found), config)
+    labels.find_folders(paths, config)
     if pair is None:
         paths = [path for path in paths if path.relative_to(root).parent not in labels.folders]
     items: list[SourceImage] = []
@@ -148,7 +148,7 @@ def _refuse_doubtful_splits(items: Sequence[SourceImage], config: ConvertConfig)
 def _with_cells(item: SourceImage, cells_of: Callable, root: Path, path: Path, config: ConvertConfig) -> SourceImage:
     """Return an image with the file that holds its cells with class, where there is one."""
     try:
-        file = cells_of(path, item)
+        file = cells_of(path, item.image_id.removeprefix(item.unit) if item.unit else "")
     except UserError as error:
         return replace(item, loader=failing(error.problem, error.remedy), bare=False)
     if file is None:

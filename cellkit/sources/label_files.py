@@ -40,6 +40,11 @@ class LabelFiles:
         files = list_files(root, (*LABEL_SUFFIXES, *LOSSY_SUFFIXES, *WHOLE_CELLS), keep_labels=True)
         self.by_name = groupby(files, lambda path: plain((path.relative_to(root).parent / _stem(path)).as_posix()))
 
+    def find_folders(self, pictures: Iterable[Path], config: ConvertConfig) -> None:
+        """Note which folders, of pictures or of what may be label images, are those of label images, see `label_folders`."""
+        files = (path for found in self.by_name.values() for path in found)
+        self.folders = label_folders(self.root, pictures, files, config)
+
     def of_image(self, image: Path | ChannelFiles, suffix: str, number: int, count: int) -> Label | None:
         """Return the label image of a frame of a file, called after it or after its file; see `folder.read`.
 
@@ -90,8 +95,8 @@ class LabelFiles:
             )
         return found
 
-    def cells_of(self, path: Path, item: SourceImage) -> Path | None:
-        """Return the ``_seg.npy`` of a file, or of one of its frames, where labels may lie; else its GeoJSON there.
+    def cells_of(self, path: Path, frame: str) -> Path | None:
+        """Return the ``_seg.npy`` of a file, or of its frame with that suffix, where labels may lie; else its GeoJSON there.
 
         Raises
         ------
@@ -99,7 +104,6 @@ class LabelFiles:
             There are several.
         """
         relative = path.relative_to(self.root)
-        frame = item.image_id.removeprefix(item.unit) if item.unit else ""
         for suffix in dict.fromkeys((frame, "")):
             stem = f"{stem_of(path)}{suffix}"
             names = [relative.parent / stem, *names_of_labels(relative.parent, [stem])]

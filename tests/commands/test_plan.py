@@ -13,6 +13,7 @@ from conftest import write_png
 
 from cellkit.cells.records import write_records
 from cellkit.config.sections import ConvertConfig, LabelConfig
+from cellkit.formats.label_images import stamp_of, write_labels
 from cellkit.formats.seg import read_seg
 from cellkit.labelling.annotate import Labelled, write_chosen
 from cellkit.labelling.corrections import read_corrections
@@ -122,6 +123,27 @@ def test_a_folder_of_pictures_is_planned_with_a_named_model(drawn, tmp_path, sai
     assert code == 3 and "torn.png" in err and "3 training images to label, 1 labelled by a person" in text
     assert set(ranked(out)["image_id"]) == {"a_0", "a_2", "a_3"}
     assert len(list(out.glob("*_seg.npy"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels"),
+    [("images", "masks"), ("images/w", "labels/w"), ("train_images", "train_masks"), ("images", "images/masks")],
+)
+def test_what_a_run_on_the_folder_reads_as_truth_is_labelled(pictures, labels, drawn, tmp_path, said):
+    """Label images called as their pictures, in folders of their own; a model's proposal is none."""
+    root, out = tmp_path / "data", tmp_path / "next"
+    for k in range(4):
+        write_png(root / pictures / f"{k}.png", drawn.image(k))
+        write_png(root / f"images/other/{k}.png", drawn.image(k) // 2)  # of the same names, without labels
+    (root / labels).mkdir(parents=True, exist_ok=True)
+    for k in (0, 1):
+        tifffile.imwrite(root / labels / f"{k}.tif", drawn.instances[k].paint().astype(np.uint16))
+    proposed = drawn.instances[2].paint()
+    write_labels(root / labels / "2.tif", proposed, stamp_of(proposed, proposed=True))
+    code, text, _ = said("plan", root, "--model", "threshold", "-o", out, "-n", "1")
+    assert code == 0 and "6 training images to label, 2 labelled by a person" in text
+    offered = {name.rpartition("_")[2] for name in ranked(out)["image_id"] if "other" not in name}
+    assert offered == {"2", "3"}
 
 
 def test_start_weights_look_with_the_diameter_of_the_cells_there(drawn, tmp_path, said):
