@@ -338,17 +338,13 @@ def calibrate(train: CellDataset, config: TrainSettings, to: Path) -> Path:
 
 
 def check(config: TrainSettings) -> None:
-    """Refuse weights of another kind of network, a torch file when it is read; and more processes than can share a batch."""
-    from cellkit.models import weights
+    """Refuse weights of another kind of network, or that diverged; and more processes than can share a batch."""
     from cellkit.models.unet_network import load_network
 
     refuse_frozen_scratch(config)
     check_processes(config.gpus, config.batch_size)
-    base = Path(config.base)
-    if base.suffix == ".safetensors":
-        weights.card_for(base, NAME)
-    elif config.base != SCRATCH:
-        load_network(base)
+    if config.base != SCRATCH:
+        load_network(config.base)
 
 
 def cost(config: TrainSettings, image: np.ndarray, truth: Instances) -> Cost:

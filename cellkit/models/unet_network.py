@@ -267,7 +267,7 @@ def load_network(checkpoint: str | Path, precision: str | None = None) -> tuple[
     Raises
     ------
     UserError
-        The checkpoint is of another network, or its tensors are not as wide as the card says.
+        The checkpoint is of another network, its tensors are not as wide as the card says, or its cells have no width.
     """
     checkpoint = Path(checkpoint)
     config: dict[str, Any] = {}
@@ -296,6 +296,11 @@ def load_network(checkpoint: str | Path, precision: str | None = None) -> tuple[
         raise UserError(
             f"{checkpoint} is no two-channel Cellpose U-Net ({len(missing)} tensors missing, {len(wrong)} of another size)",
             "give a checkpoint of Cellpose 1 to 3 or one that 03_finetune_cellpose wrote",
+        )
+    for name in (k for k in ("diam_mean", "diam_labels") if k in tensors and not tensors[k].item() > 0):
+        raise UserError(
+            f"{checkpoint} says that cells are {tensors[name].item():g} px wide ({name}), wanted is more than 0",
+            "take a checkpoint as its training wrote it",
         )
     network.load_state_dict({k: tensors.get(k, v).reshape(v.shape) for k, v in expected.items()})
     return placed(network, precision or config.get("precision", "auto")).eval(), config

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cellkit.errors import UserError
+from cellkit.errors import UserError, counted
 from cellkit.files import read_json, sha256_file, write_json
 
 ZOO = "bioimage.io:"  # before the id of a parent in that collection
@@ -142,7 +142,7 @@ def load_tensors(path: str | Path) -> dict:
     Raises
     ------
     UserError
-        The file is missing, damaged, or holds anything but tensors.
+        The file is missing, damaged, or holds anything but tensors, or numbers that are not finite.
     """
     import torch
     from safetensors.torch import load_file
@@ -155,8 +155,9 @@ def load_tensors(path: str | Path) -> dict:
     note_reading(path)
     try:
         if path.suffix == ".safetensors":
-            return unwrapped(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0][:120]  # torch writes in colours
         raise UserError(
@@ -164,7 +165,26 @@ def load_tensors(path: str | Path) -> dict:
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise UserError(f"{path} holds more than named tensors", "save the model's state_dict alone")
-    return unwrapped(loaded)
+    return unwrapped(_finite(loaded, path))
+
+
+def _finite(tensors: dict, path: Path) -> dict:
+    """Return tensors; refuse numbers that are none, with which a network finds nothing and no error is raised."""
+    import torch
+
+    wrong = []
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            ends = torch.aminmax(tensor if tensor.itemsize > 1 else tensor.float())  # fast, and NaN where any is
+            if not (ends.min.isfinite() and ends.max.isfinite()):
+                wrong.append(name)
+    if wrong:
+        raise UserError(
+            f"{path} holds numbers that are not finite (NaN) in {len(wrong)} of {counted(len(tensors), 'tensor')}, "
+            f"e.g. {wrong[0]}: its training diverged",
+            "take a checkpoint of before that, or other weights",
+        )
+    return tensors
 
 
 def unwrapped(tensors: dict) -> dict:

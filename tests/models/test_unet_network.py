@@ -82,6 +82,25 @@ def test_a_network_whose_tensors_do_not_fit_each_other_is_refused(tmp_path):
         load_network(tmp_path / "turned")
 
 
+@pytest.mark.parametrize("name", ["diam_mean", "diam_labels"])
+@pytest.mark.parametrize("px", [0.0, -30.0])
+def test_cells_without_a_width_are_refused(tmp_path, name, px):
+    torch.save(CellposeUNet(widths=NARROW).state_dict() | {name: torch.tensor([px])}, tmp_path / "own.pth")
+    with pytest.raises(UserError, match=rf"cells are {px:g} px wide \({name}\)"):
+        load_network(tmp_path / "own.pth")
+
+
+def test_weights_that_diverged_are_refused_before_a_run(tmp_path):
+    torn = CellposeUNet(widths=NARROW)
+    torn.diam_mean.data.fill_(torch.nan)
+    torch.save(torn.state_dict(), tmp_path / "own.pth")
+    card = {"widths": list(NARROW)}
+    kept = weights.save_checkpoint(tmp_path / "own.safetensors", torn.state_dict(), unet.NAME, config=card)
+    for path in (tmp_path / "own.pth", kept):
+        with pytest.raises(UserError, match="its training diverged"):
+            unet.check(unet.TrainSettings(base=str(path)))
+
+
 def test_mask_rcnn_starts_from_a_narrow_network(drawn, narrow, tmp_path):
     train, val = drawn.select("train"), drawn.select("val")
     few = FEW | {"fpn_channels": 16, "score_threshold": 0.5, "nms_threshold": 0.5}

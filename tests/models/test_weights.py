@@ -148,6 +148,18 @@ class TestLoadTensors:
         with pytest.raises(UserError, match="more than named tensors"):
             load_tensors(tmp_path / "model.pt")
 
+    @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+    @pytest.mark.parametrize(("value", "dtype"), [("nan", "float32"), ("inf", "float16"), ("-inf", "float64")])
+    def test_of_a_training_that_diverged(self, tmp_path, name, value, dtype):
+        torn = {**TENSORS, "c": torch.tensor([0, float(value), 1], dtype=getattr(torch, dtype)), "n": torch.tensor(3)}
+        torn["none"] = torch.zeros(0)
+        if name == "w.pth":
+            torch.save(torn, tmp_path / name)
+        else:
+            save_checkpoint(tmp_path / name, torn, "cellpose_unet")
+        with pytest.raises(UserError, match=r"not finite \(NaN\) in 1 of 5 tensors, e\.g\. c: its training diverged"):
+            load_tensors(tmp_path / name)
+
     @pytest.mark.parametrize("keep", [0, 5, 60])
     def test_cut_short(self, checkpoint, keep):  # fault 39
         checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
