@@ -16,7 +16,8 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.formats.plain_pickle import read_plain_npy
-from cellkit.models.shared.diameter import ENOUGH, bright_part, diameter_of, one_or_first
+from cellkit.log import LOG
+from cellkit.models.shared.diameter import ENOUGH, bright_part, diameter_of, doubtful, one_or_first
 from cellkit.models.shared.inputs import NORMALISE, two_channels
 from cellkit.models.unet_maps import segment_image
 from cellkit.under_way import note_reading
@@ -105,7 +106,8 @@ def read_size_model(path: str | Path, styles: int = 256) -> SizeModel:
 def by_size_model(network: Any, path: Path, images: Sequence[np.ndarray], read_with: dict[str, Any]) -> float:
     """Return the median of the diameters in px that the size model in a file gives to images; a `First` where they differ.
 
-    Images in which hardly a cell is found do not tell whether they differ.
+    Images in which hardly a cell is found (fewer than five) count only where all are such; those without any never do, as they
+    are given the mean diameter of the training, which is nobody's. Where no image has a cell it is taken, and this is said.
 
     Parameters
     ----------
@@ -126,8 +128,14 @@ def by_size_model(network: Any, path: Path, images: Sequence[np.ndarray], read_w
 
     channels, normalise = read_with["channels"], read_with["normalise"]
     each = [estimate_diameter(network, size_model, image, channels, find, normalise)[0] for image in images]
-    told = [px for px, count in zip(each, counts, strict=True) if count >= ENOUGH]
-    return one_or_first(told, float(np.median(each)))
+    told, few = ([px for px, count in zip(each, counts, strict=True) if count >= least] for least in (ENOUGH, 1))
+    if not few:
+        px = size_model.diam_mean_px
+        LOG.info(f"the size model leads to no cell; {px:g} px is taken. Set the diameter if cells are of another size")
+        return px
+    if not told:
+        LOG.info(doubtful(np.median(few)))
+    return one_or_first(told, float(np.median(told or few)))
 
 
 def estimate_diameter(

@@ -68,6 +68,27 @@ def test_an_image_without_cells_does_not_make_a_set_one_of_unlike_sizes(narrow, 
     assert px == pytest.approx(79, abs=0.1) and not isinstance(px, First)
 
 
+@pytest.mark.parametrize(("cells", "blank"), [(6, 2), (6, 4), (3, 4)])
+def test_images_without_cells_do_not_move_the_diameter(narrow, monkeypatch, caplog, cells, blank):
+    """However many they are; where no image has many cells those that have some count, and the diameter is doubtful."""
+    write(narrow.with_name("mine_size.npy"))
+    found = Instances.from_boxes([[90 * k, 0, 70, 70] for k in range(cells)], (70, 600))
+    monkeypatch.setattr(sizes, "segment_image", lambda network, image, *_, **__: found if image.any() else found[:0])
+    full, empty = np.full((40, 50, 3), 9, np.uint8), np.zeros((40, 50, 3), np.uint8)
+    with caplog.at_level("INFO"):
+        px = unet.estimate_diameter(narrow, [full, full, full, *[empty] * blank], unet.Settings())
+    assert px == pytest.approx(79, abs=0.1) and not isinstance(px, First)
+    assert ("about 79 px is doubtful" in caplog.text) == (cells < 5)
+
+
+def test_no_cell_in_any_image_is_said(narrow, caplog):
+    write(narrow.with_name("mine_size.npy"))
+    empty = np.zeros((40, 50, 3), np.uint8)
+    with caplog.at_level("INFO"):
+        assert unet.estimate_diameter(narrow, [empty] * 3, unet.Settings(cellprob_threshold=12)) == 30
+    assert "the size model leads to no cell; 30 px is taken" in caplog.text
+
+
 def test_of_a_large_image_crops_are_looked_at(narrow, monkeypatch):
     """Cells of 15 px in 6,000 px would be 12,000 px at network scale."""
     shown: list[tuple[int, ...]] = []

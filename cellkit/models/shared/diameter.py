@@ -187,11 +187,13 @@ def estimate(find: Callable[[np.ndarray, float], Instances], images: Sequence[np
         )
         return CELL_PX
     if agreement[best] < SURE or rival is not None:
-        why = f"; {rival:.0f} px fits nearly as well" if rival is not None else ""
-        LOG.info(
-            f"the cell diameter of about {sizes[best]:.0f} px is doubtful{why}: look at the proposals, or set the diameter"
-        )
+        LOG.info(doubtful(sizes[best], f"; {rival:.0f} px fits nearly as well" if rival is not None else ""))
     return float(sizes[best])
+
+
+def doubtful(px: float, why: str = "") -> str:
+    """Say that an estimated diameter is one to look at."""
+    return f"the cell diameter of about {px:.0f} px is doubtful{why}: look at the proposals, or set the diameter"
 
 
 def assumed_of(shape: tuple[int, int]) -> list[float]:
