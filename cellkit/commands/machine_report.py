@@ -30,10 +30,11 @@ def examine(folder: str | Path = ".", config: str | Path | None = None) -> dict[
     Returns
     -------
     dict
-        Plain values, ready for JSON: ok (the default path runs: versions, default backends, starter weights, disk),
-        problems (each {"problem", "remedy"}), python, platform, cellkit, device, memory, disk, packages, backends,
-        weights, formats, data; and of a configuration forecast, {stage: its `Forecast`}, and recipes, in words those
-        that are not counted.
+        Plain values, ready for JSON: ok (the default path runs: versions, default backends, starter weights, disk; and the
+        run of the configuration would not be refused), problems (each {"problem", "remedy"}), python, platform, cellkit,
+        device, memory, disk, packages, backends, weights, formats, data; and of a configuration forecast, {stage: its
+        `Forecast`}, recipes, in words those that are not counted, unfit, why the run would be refused, each as a problem,
+        and said, what it is warned of.
     """
     forecast = check_forecast(config) if config is not None else {}
     packages, backends, weights = check_packages(), check_backends(), check_weights()
@@ -60,6 +61,7 @@ def examine(folder: str | Path = ".", config: str | Path | None = None) -> dict[
             _item(STARTER, "the starter weights are missing", "install cellkit again, or: git checkout cellkit/starter")
         )
     found["problems"] = [{key: item[key] for key in ("problem", "remedy")} for item in checks if not item["ok"]]
+    found["problems"] += found.get("unfit", [])
     found["ok"] = not found["problems"]
     return found
 
@@ -217,14 +219,16 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        forecast, by stage; {} where that cannot be told; recipes, in words those that are not counted.
+        forecast, by stage; {} where that cannot be told; recipes, in words those that are not counted; unfit, for what of
+        memory, that of the GPU, and disk the run would be refused, each {"problem", "remedy"}; said, what it is warned of.
 
     Raises
     ------
     UserError
-        It is no configuration, or such a run would be refused.
+        It is no configuration, or one with errors.
     """
     from cellkit.config.reading import load_config
+    from cellkit.forecast.fits import reasons_against
     from cellkit.forecast.stages import Plan, uncounted
     from cellkit.forecast.words import noted, uncounted_in_words
     from cellkit.run.notebooks import notebooks_of
@@ -236,8 +240,12 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
         raise UserError(errors[0].problem, f"{errors[0].remedy}; `cellkit check {config}` lists all that is wrong")
     books = notebooks_of(cfg)
     names = [book.name for book in books]
-    told = Plan.of(cfg, names, outlook.records, outlook.instances, sample=outlook.sample).forecast()
-    return {"forecast": noted(told), "recipes": uncounted_in_words(books, uncounted(cfg, names))}
+    plan = Plan.of(cfg, names, outlook.records, outlook.instances, sample=outlook.sample)
+    told = plan.forecast()
+    refused, said = reasons_against(told, plan, outlook.run_dir)
+    unfit = [{"problem": error.problem, "remedy": error.remedy} for error in refused]
+    recipes = uncounted_in_words(books, uncounted(cfg, names))
+    return {"forecast": noted(told), "recipes": recipes, "unfit": unfit, "said": said}
 
 
 # ---- in words ------------------------------------------------------------------------------------------------------
@@ -260,10 +268,17 @@ def report_text(found: dict[str, Any]) -> str:
     lines += [f"format   {f['kind']:<22} {_state(f)}" for f in found["formats"]]
     lines += _forecast_lines(found["forecast"]) if "forecast" in found else []
     lines += [f"recipes  {found['recipes']}"] if found.get("recipes") else []
+    lines += [f"note     {text}" for text in found.get("said", [])]
     lines += [f"problem  {p['problem']}\n         -> {p['remedy']}" for p in found["problems"]]
-    return "\n".join(
-        [*lines, "all the default path needs is here" if found["ok"] else "the default path cannot run yet"]
-    )
+    return "\n".join([*lines, _verdict(found)])
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Say whether the default path can run, and where the run of a configuration would be refused, that."""
+    unfit = found.get("unfit", [])
+    if len(found["problems"]) > len(unfit):
+        return "the default path cannot run yet"
+    return "all the default path needs is here" + (", but this run would be refused" if unfit else "")
 
 
 def _arithmetic(number_type: str | None) -> list[str]:

@@ -53,6 +53,26 @@ def check_fits(
     return said
 
 
+def reasons_against(
+    found: Mapping[str, Forecast], plan: Planned, folder: Path, memory: Memory | None = None
+) -> tuple[list[UserError], list[str]]:
+    """Return all that `check_fits` would refuse a run for, where it names the first, and what to warn of; parameters as there."""
+    refused, said = [], []
+    if not found:
+        return refused, said
+    checks = (
+        lambda: said.extend(check_memory_of(found, plan, memory or memory_of())),
+        lambda: check_gpu_of(found, plan),
+        lambda: check_disk_of(found, plan, folder),
+    )
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            refused.append(error)
+    return refused, said
+
+
 def check_memory_of(found: Mapping[str, Forecast], plan: Planned, memory: Memory) -> list[str]:
     """Refuse a run that needs more memory than is free with swap; return the warning of one that needs swap.
 

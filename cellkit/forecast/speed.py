@@ -69,8 +69,7 @@ def speed_of(backend: str, settings: Mapping[str, Any]) -> Speed | None:
     """
     if not hasattr(costing_module(backend), "cost"):
         return None
-    path = cache_folder() / KEPT
-    key = sha256_json([backend, {k: v for k, v in settings.items() if k not in COUNTED}, machine_key()])
+    path, key = cache_folder() / KEPT, _key(backend, settings)
     known = _known(path)
     if key not in known:
         command = [sys.executable, "-m", "cellkit.forecast.speed", backend, json.dumps(dict(settings))]
@@ -86,7 +85,20 @@ def speed_of(backend: str, settings: Mapping[str, Any]) -> Speed | None:
         with contextlib.suppress(OSError, UserError):  # no cache: timed again next time
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, known, indent=1)
-    found = known[key]
+    return _as_kept(known[key])
+
+
+def speed_before(backend: str, settings: Mapping[str, Any]) -> Speed | None:
+    """Return what `speed_of` does where the backend was timed before, with these settings on this machine; else None."""
+    found = _known(cache_folder() / KEPT).get(_key(backend, settings))
+    return None if found is None else _as_kept(found)
+
+
+def _key(backend: str, settings: Mapping[str, Any]) -> str:
+    return sha256_json([backend, {k: v for k, v in settings.items() if k not in COUNTED}, machine_key()])
+
+
+def _as_kept(found: Mapping[str, Any]) -> Speed:
     return Speed(Cost(**found["cost"]), found["start_s"], found["start_bytes"], found["sample_bytes"])
 
 

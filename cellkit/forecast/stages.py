@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
@@ -24,7 +24,7 @@ from cellkit.forecast.learned import factors_of
 from cellkit.forecast.memory import bytes_of_stage, bytes_to_find
 from cellkit.forecast.minutes import FLOOR, seconds_of_stage
 from cellkit.forecast.sample import USUAL, Sample
-from cellkit.forecast.speed import Speed, speed_of
+from cellkit.forecast.speed import Speed, speed_before, speed_of
 from cellkit.models import title_of
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import Cost
@@ -121,14 +121,14 @@ class Plan:
         stages: Iterable[str],
         records: Sequence[ImageRecord],
         instances: Sequence[Instances | None] = (),
-        timed: bool = True,
+        timed: bool | Literal["before"] = True,
         sample: Sample = USUAL,
     ) -> Plan:
-        """Return the plan of a run; times backends where that is worth it, see `forecast_run`."""
+        """Return the plan of a run; times backends where that is worth it, see `forecast_run`; "before" = asks what was timed."""
         wanted = {name: section for name in stages if (section := counted_section(cfg, name))}
         taught = sum(one.split == "train" for one in records)
-        timed = timed and bool(records) and is_worth(cfg, wanted.values(), taught)
-        speeds = speeds_of(cfg, wanted.values()) if timed else {}
+        worth = timed and bool(records) and is_worth(cfg, wanted.values(), taught)
+        speeds = speeds_of(cfg, wanted.values(), timed != "before") if worth else {}
         factors = {name: factors_of(name, cfg) for name in wanted}
         return cls(cfg, wanted, records, instances, speeds, factors, sample)
 
@@ -208,12 +208,13 @@ class Plan:
         return replace(record, height_px=height, width_px=width)
 
 
-def speeds_of(cfg: Config, sections: Iterable[str]) -> dict[str, Speed]:
-    """Return the speed of each section's backend, and of the floor; empty where one cannot be timed."""
+def speeds_of(cfg: Config, sections: Iterable[str], timed: bool = True) -> dict[str, Speed]:
+    """Return the speed of each section's backend, and of the floor; empty where one cannot be timed, or is not to be now."""
     used = [section for section in dict.fromkeys(sections) if costing_name(section_at(cfg, section))]
     used = dict.fromkeys([*used, *(other for section in used for other in others_of(cfg, section))])
-    speeds = {section: speed_of(*backend_of(cfg, section)) for section in used}
-    speeds[FLOOR] = speed_of(FLOOR, {})
+    ask = speed_of if timed else speed_before
+    speeds = {section: ask(*backend_of(cfg, section)) for section in used}
+    speeds[FLOOR] = ask(FLOOR, {})
     return {} if None in speeds.values() else speeds
 
 

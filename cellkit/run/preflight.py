@@ -48,8 +48,8 @@ from cellkit.run.preflight_data import (
     Finding,
     Outlook,
     check_counts,
-    check_disk,
     check_place,
+    check_room,
     count_labelled,
     grouped_alike,
     images_of_run,
@@ -349,7 +349,7 @@ def _without_consequences(outlook: Outlook) -> None:
 
 
 OF_PARTS = ("is no channel of ", "no image is called so", "none is named after an image")
-OF_DATA = (list_source, open_headers, check_counts, check_disk)
+OF_DATA = (list_source, open_headers, check_counts, check_room)
 OF_SETTINGS = (
     (check_labels, "02_label_with_cellpose"),
     (check_label_model, "02_label_with_cellpose"),

@@ -21,7 +21,7 @@ from cellkit.config.places import data_path, refuse_in_data
 from cellkit.config.reading import known_keys
 from cellkit.config.sections import STAGES, Config
 from cellkit.errors import UserError, collected, counted, raise_or_collect, readable
-from cellkit.forecast.fits import check_disk_of
+from cellkit.forecast.fits import reasons_against
 from cellkit.forecast.sample import USUAL, Sample, sample_of
 from cellkit.forecast.stages import Plan
 from cellkit.log import collected_warnings
@@ -154,16 +154,23 @@ def check_place(outlook: Outlook) -> None:
         refuse_in_data(outlook.run_dir, root)
 
 
-def check_disk(outlook: Outlook) -> None:
-    """Warn where what the run writes does not fit on the disk; `cellkit run` refuses it then."""
+def check_room(outlook: Outlook) -> None:
+    """Warn where the run does not fit into memory or on the disk; `cellkit run` refuses it then.
+
+    Nothing is timed here: what a training step takes is known where it was timed before.
+    """
     stages = [name for name, section in STAGES.items() if section not in outlook.cfg.leave_out]
     stages += [name for name, section in outlook.cfg.recipes if section is not None]
-    plan = Plan.of(outlook.cfg, stages, outlook.records, outlook.instances, False, outlook.sample)
-    if found := plan.forecast():
-        try:
-            check_disk_of(found, plan, outlook.run_dir)
-        except UserError as error:
-            outlook.add(WARNING, error.problem, error.remedy)
+    how = outlook.cfg, stages, outlook.records, outlook.instances
+    try:
+        plan = Plan.of(*how, "before", outlook.sample)
+    except UserError:  # weights that are not here: said where they are looked for
+        plan = Plan.of(*how, False, outlook.sample)
+    refused, said = reasons_against(plan.forecast(), plan, outlook.run_dir)
+    for error in refused:
+        outlook.add(WARNING, error.problem, error.remedy)
+    for problem in said:
+        outlook.add(WARNING, problem)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from packaging.specifiers import SpecifierSet
 from cellkit import machine, manifest, models
 from cellkit.commands import machine_report
 from cellkit.fetch.find import find_weights
+from cellkit.forecast import fits
 from cellkit.forecast.stages import Plan
 from cellkit.models import weights
-from cellkit.room import memory_of
+from cellkit.room import Memory, memory_of
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,23 @@ class TestHere:
             "01_convert", "03_finetune_cellpose", "04_cells_to_coco", "11_unet_border", "06_evaluate_map_iou"
         ]  # fmt: skip
         assert told["forecast"] == {} and told["recipes"] == "", "all of them can be counted"
+
+    def test_a_run_that_does_not_fit_is_a_problem(self, said, monkeypatch, tmp_path):
+        """As `cellkit run` refuses it; what only becomes slow is a note."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        path = tmp_path / "run.yaml"
+        path.write_text(
+            "classes: [HEK, N2a]\nconvert: {channels: {nuclei: DAPI}}\nfinetune: {steps: 2}\nmaskrcnn: {steps: 2}\n"
+        )
+        monkeypatch.setattr(fits, "memory_of", lambda: Memory(2 * 10**9, 10**8))
+        code, out, _ = said("doctor", path)
+        assert code == 2 and "of memory, 100 MB are free" in out and "--force begins all the same" in out
+        assert out.strip().endswith("all the default path needs is here, but this run would be refused")
+        monkeypatch.setattr(fits, "memory_of", lambda: Memory(2 * 10**9, 10**8, swap=10**11))
+        code, out, _ = said("doctor", path)
+        assert code == 0 and "\nnote     " in out and "would be swapped" in out
+        told = machine_report.check_forecast(path)
+        assert told["unfit"] == [] and len(told["said"]) == 1
 
     def test_the_minutes_of_recipes_are_said(self, found):
         text = machine_report.report_text(found | {"forecast": {}, "recipes": "11_unet_border about 12 min"})

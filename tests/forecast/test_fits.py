@@ -57,6 +57,17 @@ def test_memory_that_is_too_small_is_refused_with_steps_that_fit(plan, free, key
     assert applied(plan, error.remedy).peak_bytes <= free * GB
 
 
+def test_all_that_a_run_is_refused_for_is_said_at_once(plan, tmp_path, monkeypatch):
+    found, none = plan.forecast(), [Disk(what, tmp_path, 0, 10**6) for what in ("the run folder", "tmp", "the cache")]
+    monkeypatch.setattr(fits, "places", lambda folder: list(none))
+    refused, said = fits.reasons_against(found, plan, tmp_path, Memory(16 * GB, 1 * GB))
+    assert len(refused) == 2 and "of memory, 1.0 GB are free" in refused[0].problem and not said
+    assert "the run folder" in refused[1].problem
+    refused, said = fits.reasons_against(found, plan, tmp_path, Memory(16 * GB, 1 * GB, swap=16 * GB))
+    assert len(refused) == 1 and "would be swapped" in said[0]
+    assert fits.reasons_against({}, plan, tmp_path) == ([], [])
+
+
 def test_memory_that_holds_nothing_is_told_so(plan):
     error = refused(plan.forecast(), plan, Memory(GB, GB // 2, limited_by="the control group"))
     assert error.remedy.startswith("no smaller steps, images or fewer of them make it fit")

@@ -20,7 +20,7 @@ from cellkit.forecast import speed, stages
 from cellkit.forecast.images import RunImages
 from cellkit.forecast.minutes import OTHERS_MPX, one_training_s, training_s
 from cellkit.forecast.sample import Sample
-from cellkit.forecast.speed import Speed, speed_of
+from cellkit.forecast.speed import Speed, speed_before, speed_of
 from cellkit.forecast.stages import backend_of, forecast_run, remarks
 from cellkit.forecast.words import in_words
 from cellkit.machine import peak_bytes
@@ -196,6 +196,10 @@ def test_a_backend_is_timed_once_for_a_machine_and_its_settings(tmp_path, monkey
     for settings in ({"base": "a", "steps": 5}, {"base": "a", "steps": 9}, {"base": "a", "crop_px": 96}):
         assert speed_of("cellpose_unet", settings) == SPEED
     assert len(called) == 2, "steps change nothing, larger crops do"
+    assert (
+        speed_before("cellpose_unet", {"base": "a"}) == SPEED and speed_before("cellpose_unet", {"base": "b"}) is None
+    )
+    assert len(called) == 2, "what was timed before is asked for, and nothing is timed"
     monkeypatch.setattr(speed, "machine_key", lambda: "with more threads")
     assert speed_of("cellpose_unet", {"base": "a"}) == SPEED and len(called) == 3
     (tmp_path / "cellkit" / speed.KEPT).write_text('{"cut off')

@@ -128,8 +128,10 @@ def test_proposals_beside_labels_and_a_foreign_sample_are_warned_of(here):
 
 def test_memory_disk_and_run_folder(here, monkeypatch):
     from cellkit import machine, manifest
-    from cellkit.forecast import fits
-    from cellkit.room import Disk
+    from cellkit.forecast import fits, stages
+    from cellkit.forecast.speed import Speed
+    from cellkit.models.shared.cost import Cost
+    from cellkit.room import Disk, Memory
 
     lab()
     with monkeypatch.context() as patched:
@@ -139,6 +141,19 @@ def test_memory_disk_and_run_folder(here, monkeypatch):
         ]
         patched.setattr(fits, "places", lambda folder: few)
         assert "the run folder" in warned() and "1.0 MB are free on that disk" in warned()
+    with monkeypatch.context() as patched:
+        patched.setattr(fits, "memory_of", lambda: Memory(2 * 10**9, 10**8))
+        assert "of memory, 100 MB are free -> " in warned(), "the images alone are too many"
+        patched.setattr(fits, "memory_of", lambda: Memory(2 * 10**9, 10**8, swap=10**11))
+        assert "the rest would be swapped" in warned()
+    with monkeypatch.context() as patched:
+        step = Cost(step_s=1, step_bytes=10**9)
+        patched.setattr(stages, "speed_before", lambda backend, settings: Speed(step, 1, 10**8))
+        patched.setattr(fits, "memory_of", lambda: Memory(16 * 10**9, 16 * 10**9))
+        assert "03_finetune_cellpose takes about" in warned(finetune__steps=10**4, finetune__batch_size=64), (
+            "timed before"
+        )
+        assert "it fits with finetune.batch_size: " in warned(finetune__steps=10**4, finetune__batch_size=64)
     with monkeypatch.context() as patched:
         patched.setattr(manifest, "free_bytes", lambda folder: 10_000_000)
         assert "10 MB are free at" in refused()
