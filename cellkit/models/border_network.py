@@ -178,7 +178,7 @@ def load_network(checkpoint: Path, backend: str, precision: str | None = None) -
         No such checkpoint, one of another network, or tensors that do not fit what the card says.
     """
     card = weights.card_for(checkpoint, backend)
-    shape, several = {key: card.config[key] for key in SHAPE}, card.config.get("networks", 1)
+    shape, several = {key: card.told(key, checkpoint) for key in SHAPE}, card.config.get("networks", 1)
     precision = precision or card.config.get("precision", "auto")
     networks = [placed(_built(None, shape), precision) for _ in range(several)]
     network = Together(networks) if several > 1 else networks[0]

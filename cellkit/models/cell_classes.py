@@ -254,8 +254,8 @@ def segmenter_of(checkpoint: str | Path) -> Path:
         It is not there, or another one.
     """
     card = weights.card_for(checkpoint, NAME)
-    path = Path(checkpoint).parent / card.config["segmenter"]
-    if not path.is_file() or weights.sha256_file(path) != card.config["segmenter_sha256"]:
+    path = Path(checkpoint).parent / str(card.told("segmenter", checkpoint))
+    if not path.is_file() or weights.sha256_file(path) != card.told("segmenter_sha256", checkpoint):
         what = "is not the file its card names (sha256 differs)" if path.is_file() else "is missing"
         raise UserError(
             f"{path}, the model whose cells get a class, {what}", "copy it together with the classes, or train again"

@@ -386,7 +386,7 @@ def crop_namer(checkpoint: str | Path) -> Callable[[np.ndarray, Instances], Inst
         No checkpoint there, or one of another kind.
     """
     card, tensors = weights.card_for(checkpoint, NAME), weights.load_tensors(checkpoint)
-    others = card.config["others"]
+    others = card.told("others", checkpoint)
     config = Settings(**{name: value for name, value in card.config.items() if name != "others"})
     network = placed(len(card.classes), config)
     network.load_state_dict({k.removeprefix(NETWORK): t for k, t in tensors.items() if k.startswith(NETWORK)})

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from cellkit.errors import UserError, counted
 from cellkit.files import read_json, sha256_file, write_json
+from cellkit.settings import accepted, schema_of
 
 ZOO = "bioimage.io:"  # before the id of a parent in that collection
 WRAPPERS = ("_orig_mod.", "module.")  # before every name in the weights of a compiled or a distributed model
+BOUNDS = ("greater_than", "less_than")  # how pydantic calls a number beyond its limits
+COPY = "copy the .json that was written with the weights"
 OTHER_USE = {
     "torchvision": "give it as maskrcnn.start, with maskrcnn.backbone: resnet50_fpn_v2",
     "detectron2": "give it as maskrcnn.start, with maskrcnn.backend: maskrcnn_detectron2 and maskrcnn.backbone: resnet50_fpn",
@@ -48,6 +52,18 @@ class Card:
     metrics: dict[str, Any]
     licence: str
     sha256: str
+
+    def told(self, key: str, checkpoint: str | Path) -> Any:
+        """Return what the config says of `key`.
+
+        Raises
+        ------
+        UserError
+            Nothing: the card is not as it was written.
+        """
+        if key not in self.config:
+            raise UserError(f"{Path(checkpoint).with_suffix('.json')} does not say {key}", COPY)
+        return self.config[key]
 
 
 def save_checkpoint(
@@ -84,7 +100,7 @@ def read_card(path: str | Path) -> Card:
     Raises
     ------
     UserError
-        No weights, no card, or other bytes than the card says.
+        No weights, no card, one that is none, or other bytes than the card says.
     """
     from cellkit.under_way import note_reading
 
@@ -99,8 +115,10 @@ def read_card(path: str | Path) -> Card:
     try:
         fields = read_json(side)
         card = Card(**{**fields, "classes": tuple(fields["classes"])})
-        if not all(isinstance(text, str) for text in (card.backend, card.sha256, card.licence)):
+        if not all(isinstance(text, str) for text in (card.backend, card.sha256, card.licence, *card.classes)):
             raise TypeError("a text is of another kind")
+        if not (isinstance(card.config, dict) and isinstance(card.metrics, dict)):
+            raise TypeError("config and metrics have to be tables of keys")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{side} is no card of a checkpoint: {error}", "copy the .json that the training wrote"
@@ -127,13 +145,45 @@ def card_for(path: str | Path, backend: str) -> Card:
     Raises
     ------
     UserError
-        As `read_card`, or naming the backend that reads it.
+        As `read_card` and `refuse_settings`, or naming the backend that reads it.
     """
     card = read_card(path)
     if card.backend != backend:
         remedy = OTHER_USE.get(card.backend, f"open it with backend: {card.backend}")
         raise UserError(f"{path} is a checkpoint of {card.backend}", remedy)
+    refuse_settings(card, path, limits=False)
     return card
+
+
+def refuse_settings(card: Card, checkpoint: str | Path, limits: bool = True) -> None:
+    """Refuse a card that says of its backend's settings what none of them may be: somebody changed it.
+
+    Parameters
+    ----------
+    limits : bool
+        Refuse numbers beyond what may be set, too: a training may have measured such a one.
+
+    Raises
+    ------
+    UserError
+        Naming the card, the setting, what it is and what is wanted.
+    """
+    from cellkit.models import backend_module, is_backend
+
+    if not is_backend(card.backend):
+        return
+    kind = backend_module(card.backend).Settings
+    told = {key: card.config[key] for key in kind.model_fields if card.config.get(key) is not None}
+    try:
+        kind(**told)
+    except ValidationError as error:
+        faults = [fault for fault in error.errors() if limits or not fault["type"].startswith(BOUNDS)]
+        wrong = [str(fault["loc"][0]) for fault in faults if fault["loc"] and fault["loc"][0] in told]
+        if not wrong:
+            return
+        key, side = wrong[0], Path(checkpoint).with_suffix(".json")
+        wanted = accepted(schema_of(kind)["properties"][key])
+        raise UserError(f"{side}: {key} is {reprlib.repr(told[key])}, wanted is {wanted}", COPY) from None
 
 
 def load_tensors(path: str | Path) -> dict:

@@ -164,6 +164,7 @@ def _of_checkpoint(name: str, path: Path) -> Model:
         finds = _of_checkpoint(name, cell_classes.segmenter_of(path))
         conversion = _kept_conversion(card.config, path) or finds.conversion
         return replace(finds, classes=card.classes, cell_classes=path, conversion=conversion)
+    weights.refuse_settings(card, path)
     known = backend_module(card.backend).Settings.model_fields
     config = {key: card.config[key] for key in known if card.config.get(key) is not None}
     return Model(name, card.backend, path, card.classes, config, _kept_conversion(card.config, path))

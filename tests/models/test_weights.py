@@ -14,6 +14,7 @@ from cellkit.fetch.find import find_weights
 from cellkit.files import read_json, write_json
 from cellkit.models.weights import (
     add_to_card,
+    card_for,
     copy_checkpoint,
     hashed,
     licence_from,
@@ -101,13 +102,49 @@ class TestCheckpoint:
             read_card(tmp_path / "none.safetensors")
         card = checkpoint.with_suffix(".json")
         whole = read_json(card)
-        for bad in ("{", '{"backend": "x"}', json.dumps(whole | {"extra": 1}), "[]"):
+        wrong = (
+            {"extra": 1},
+            {"config": None},
+            {"config": [1]},
+            {"metrics": None},
+            {"classes": [1]},
+            {"classes": None},
+        )
+        for bad in ("{", '{"backend": "x"}', "[]", *(json.dumps(whole | one) for one in wrong)):
             card.write_text(bad)
             with pytest.raises(UserError, match=r"model\.json is no card"):
                 read_card(checkpoint)
         card.unlink()
         with pytest.raises(UserError, match=r"has no card beside it \(model\.json\)"):
             read_card(checkpoint)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "wanted"),
+        [
+            ("diameter_px", "forty", "a number >= 2"),
+            ("diameter_px", -40, "a number >= 2"),
+            ("channels", "Nuclei", "one of"),
+            ("precision", "fp16", "one of"),
+            ("normalise", [1, 99, 3], "a list of 2 numbers"),
+        ],
+    )
+    def test_a_setting_that_none_may_be_is_named_with_its_card(self, checkpoint, key, value, wanted):
+        side = checkpoint.with_suffix(".json")
+        write_json(side, read_json(side) | {"config": {"diameter_px": 30.0, key: value}})
+        opened = [lambda: card_for(checkpoint, "cellpose_unet")] * (
+            value != -40
+        )  # what a training measured has no limits
+        for ask in (lambda: find_model(checkpoint), *opened):
+            with pytest.raises(UserError) as caught:
+                ask()
+            assert caught.value.problem.startswith(f"{side}: {key} is {value!r}, wanted is {wanted}")
+            assert "copy the .json" in caught.value.remedy
+
+    def test_what_a_card_does_not_say_is_named(self, checkpoint):
+        card = read_card(checkpoint)
+        assert card.told("diameter_px", checkpoint) == 30.0
+        with pytest.raises(UserError, match=r"model\.json does not say backbone"):
+            card.told("backbone", checkpoint)
 
     def test_copied_with_its_card(self, checkpoint, tmp_path):
         copied = copy_checkpoint(checkpoint, tmp_path / "there/base")

@@ -56,10 +56,11 @@ def check_start(config: Training, name: str, published: str) -> None:
         return
     card = weights.read_card(start)
     if card.backend == name:
-        if card.config["backbone"] != backbone:
+        own = card.told("backbone", start)
+        if own != backbone:
             raise UserError(
-                f"maskrcnn.start is a detector with {card.config['backbone']}, and maskrcnn.backbone is {backbone}",
-                f"set maskrcnn.backbone: {card.config['backbone']}, or another maskrcnn.start",
+                f"maskrcnn.start is a detector with {own}, and maskrcnn.backbone is {backbone}",
+                f"set maskrcnn.backbone: {own}, or another maskrcnn.start",
             )
     elif backbone == UNET:
         weights.card_for(start, UNET)
@@ -95,7 +96,7 @@ def opened(
 
     card = weights.card_for(checkpoint, name)
     used = read_with(settings, card.config)
-    used |= {k: card.config[k] for k in ("backbone", "shown", "fpn_channels")}
+    used |= {k: card.told(k, checkpoint) for k in ("backbone", "shown", "fpn_channels")}
     model = build(used | {"norm": card.config.get("norm")}, len(card.classes))
     tensors = weights.load_tensors(checkpoint)
     if tensors.keys() != model.state_dict().keys():
