@@ -31,7 +31,8 @@ def run(given: argparse.Namespace) -> Answer:
     UserError
         No name; or as `cellkit.fetch.fetch.fetch`.
     """
-    from cellkit.fetch.fetch import entries_text, fetch, fetched_text, list_entries
+    from cellkit.fetch.fetch import fetch, list_entries
+    from cellkit.fetch.words import entries_text, fetched_text
 
     if given.list:
         rows = list_entries(given.to)

@@ -27,6 +27,12 @@ from cellkit.models.size_model import read_size_model
 
 SIDE = ".sha256.json"
 START = {"use": "maskrcnn.start"}
+USE = {  # backend -> the setting that takes its weights
+    "cellpose_unet": "finetune.base: {}",
+    "cellpose_sam": "label.model: {}; label.backend: cellpose_sam",
+    "torchvision": "maskrcnn.start: {}; maskrcnn.backbone: resnet50_fpn_v2",
+    "detectron2": "maskrcnn.start: {}; maskrcnn.backend: maskrcnn_detectron2; maskrcnn.backbone: resnet50_fpn",
+}
 PUBLISHED, PREFIX, FIRST_USE = "published", "first digits published", "first download"
 
 
@@ -51,7 +57,8 @@ def fetch(
     Returns
     -------
     dict
-        name, kind, folder, licence, paper, files (each target, state, sha256, trust), weights (path or None).
+        name, kind, folder, licence, paper, files (each target, state, sha256, trust), weights (path or None), use (of weights
+        the setting that takes them, and how they are called there).
 
     Raises
     ------
@@ -87,7 +94,16 @@ def fetch(
             by_hand(entry, missing, root),
         )
     found = {"name": name, "kind": entry.kind, "folder": str(root), "licence": entry.licence, "paper": entry.paper}
-    return {**found, "files": done, "weights": str(weights_path(entry, root)) if entry.kind == "weights" else None}
+    if entry.kind != "weights":
+        return {**found, "files": done, "weights": None}
+    return {**found, "files": done, "weights": str(weights_path(entry, root)), "use": use_of(entry, root)}
+
+
+def use_of(entry: Entry, root: Path) -> str:
+    """Return which setting takes weights: by their name, where that finds them in the folder `root`, or by their path."""
+    path, by_name = weights_path(entry, root), folder_of(entry).absolute() == root.absolute()
+    called = f"{entry.name}, or {path}" if by_name else f"{path}, or with CELLKIT_WEIGHTS={root} {entry.name}"
+    return USE.get(entry.backend, "{}").format(called)
 
 
 def _missing(entry: Entry, root: Path) -> list[RemoteFile]:
@@ -405,7 +421,7 @@ def _check_network(path: Path, backend: str) -> None:
         raise
 
 
-# ---- in words ------------------------------------------------------------------------------------------------------
+# ---- what there is ------------------------------------------------------------------------------------------------------
 def list_entries(to: str | Path | None = None, registry: dict[str, Entry] | None = None) -> list[dict[str, Any]]:
     """Return what can be fetched, and whether it is here: plain values, ready for JSON."""
     rows = []
@@ -419,28 +435,3 @@ def list_entries(to: str | Path | None = None, registry: dict[str, Entry] | None
         about = {key: getattr(entry, key) for key in ("name", "kind", "about", "licence", "paper", "page")}
         rows.append({**about, "here": fetched, "files": files})
     return rows
-
-
-def entries_text(rows: list[dict[str, Any]]) -> str:
-    """Return `list_entries` in words."""
-    lines = []
-    for kind in ("data", "weights"):
-        lines.append(f"{kind}:")
-        for row in rows:
-            if row["kind"] == kind:
-                mark = " (here)" if row["here"] else ""
-                lines.append(f"  {row['name']:<25}{row['about']}{mark}\n{'':<27}licence: {row['licence']}")
-    return "\n".join(lines)
-
-
-def fetched_text(found: dict[str, Any]) -> str:
-    """Return what `fetch` brought, in words."""
-    lines = [
-        f"{file['state']:<8} {file['target']}  (sha256 {file['sha256'][:12]}..., {file['trust']})"
-        for file in found["files"]
-    ]
-    if found["weights"]:
-        lines.append(f"{'use':<8} base: {found['name']}, or {found['weights']}")
-    else:
-        lines.append(f"{'use':<8} data: {found['folder']}, or CELLKIT_DATA={found['folder']}")
-    return "\n".join([*lines, f"{'licence':<8} {found['licence']}; cite {found['paper']}"])

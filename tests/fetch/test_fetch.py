@@ -14,10 +14,13 @@ import pytest
 from fetch_cases import QUICK, cyto3, listing, offline, root, server, weights_dir, zipped  # noqa: F401
 
 from cellkit.commands.main import main
+from cellkit.config.reading import load_config
 from cellkit.errors import UserError
-from cellkit.fetch.fetch import fetch, list_entries
+from cellkit.fetch.fetch import fetch, list_entries, use_of
+from cellkit.fetch.find import find_weights
 from cellkit.fetch.registry import REGISTRY, Entry, RemoteFile
 from cellkit.files import read_json
+from cellkit.settings import weights_fields
 
 DETAILS = {"licence": "CC0-1.0", "paper": "A. Author, 2026", "page": "https://a.example"}
 
@@ -285,10 +288,28 @@ class TestCommand:
         assert main(["fetch", "cyto3"]) == 0
         out, err = capfd.readouterr()
         assert out.startswith("there ")
-        assert "base: cyto3" in out
+        assert f"finetune.base: cyto3, or {weights_dir / 'cyto3.safetensors'}" in out
         assert main(["fetch", "--list", "--json"]) == 0
         here = {row["name"] for row in json.loads(capfd.readouterr().out)["entries"] if row["here"]}
         assert here == {"cyto3"}
+
+    def test_a_name_is_no_use_where_it_finds_nothing(self, offline, capfd, weights_dir, cyto3, tmp_path, monkeypatch):
+        assert main(["fetch", "cyto3", "--from", str(cyto3), "--to", str(tmp_path / "own")]) == 0
+        path = tmp_path / "own/cyto3.safetensors"
+        assert f"finetune.base: {path}, or with CELLKIT_WEIGHTS={path.parent} cyto3" in capfd.readouterr().out
+        monkeypatch.setenv("CELLKIT_WEIGHTS", str(path.parent))
+        assert find_weights("cyto3") == path
+
+    @pytest.mark.parametrize("name", [name for name, entry in REGISTRY.items() if entry.kind == "weights"])
+    def test_the_settings_that_take_weights_are_such(self, weights_dir, tmp_path, name):
+        entry = REGISTRY[name]
+        told = dict(part.split(": ") for part in use_of(entry, weights_dir).split("; "))
+        told = {key: value.split(", or ")[0] for key, value in told.items()}
+        (tmp_path / "c.yaml").write_text("classes: [a]\nconvert: {source: folder, channels: {nuclei: 0}}\n")
+        cfg = load_config(tmp_path / "c.yaml", told)
+        section, key = next(one for one, value in told.items() if value == name).split(".")
+        own = getattr(cfg, section)
+        assert getattr(own, key) == name and entry.backend in weights_fields(type(own)).get(key, [own.backend])
 
     @pytest.mark.parametrize(
         ("arguments", "problem", "remedy"),
