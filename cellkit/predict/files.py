@@ -32,7 +32,7 @@ from cellkit.parallel import map_items
 from cellkit.predict.each import ALONE, LARGE, FindAndWrite, Outcome, Outputs, Reader
 from cellkit.predict.images import read_picture
 from cellkit.predict.large_files import contents_of, find_large, refuse_form
-from cellkit.predict.model import AUTO, Model, is_unsized
+from cellkit.predict.model import AUTO, Model, assumed_px
 from cellkit.predict.outputs import ending_of, parts_folder, parts_of, refuse_corrections
 
 if TYPE_CHECKING:
@@ -303,10 +303,8 @@ def _with_diameter(model: Model, frames: Sequence[Frame], conversion: Conversion
     from cellkit.models.shared.diameter import MEASURED, as_settings
 
     if model.config.get("diameter_px") != AUTO:
-        if is_unsized(model):
-            LOG.info(
-                f"predict: {model.name} looks for cells of {model.config['diameter_px']:g} px; others: --diameter auto, or PX"
-            )
+        if (px := assumed_px(model)) is not None:
+            LOG.info(f"predict: {model.name} looks for cells of {px:g} px; others: --diameter auto, or PX")
         return model
     backend, config = get_backend(model.backend), unestimated(model).config
     pictures = []

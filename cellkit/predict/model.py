@@ -16,6 +16,7 @@ from cellkit.files import sha256_file
 from cellkit.finding import Opener
 from cellkit.log import LOG
 from cellkit.microscope.convert import PERCENTILES, Conversion
+from cellkit.modules import optional
 
 if TYPE_CHECKING:
     from cellkit.models.shared.live import Live
@@ -146,11 +147,23 @@ def find_model(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
 
 def is_unsized(model: Model) -> bool:
-    """Tell whether a model is start weights by their name, whose card has a diameter that is nobody's, and none was given."""
+    """Tell whether a model is start weights by their name, whose diameter is that of nobody's cells, and none was given."""
     from cellkit.fetch.find import weights_names
 
-    named = model.name in weights_names() and not Path(model.name).is_file()
-    return named and not model.own_px and model.config.get("diameter_px") is not None
+    return model.name in weights_names() and not Path(model.name).is_file() and not model.own_px
+
+
+def assumed_px(model: Model) -> float | None:
+    """Return the diameter in px of the cells that `is_unsized` start weights look for: as their card says, else the network.
+
+    None of other models, and of those that look for cells of any size.
+    """
+    from cellkit.models import get_backend
+
+    if not is_unsized(model) or optional(get_backend(model.backend), "estimate_diameter") is None:
+        return None
+    px = model.config.get("diameter_px")
+    return px if px is not None else model.load().settings.get("diameter_px")
 
 
 def _of_checkpoint(name: str, path: Path) -> Model:

@@ -22,6 +22,7 @@ from cellkit.formats.label_images import read_labels, write_labels
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.frames import find_frames, find_images
 from cellkit.models import get_backend
+from cellkit.models.weights import save_checkpoint
 from cellkit.predict.files import predict_files
 from cellkit.predict.images import read_picture
 from cellkit.predict.model import find_model
@@ -114,6 +115,23 @@ class TestPredictFiles:
         )
         found = read_coco(tmp_path / "o.json").instances
         assert kaggle(overlap_images(drawn.instances[:2], found), bootstrap=0)["by_threshold"]["0.50"] > 0.5
+
+    def test_the_diameter_of_weights_by_their_name_is_said(self, folder, tmp_path, monkeypatch, capsys):
+        """As their card says it; of one that does not, as those converted from Cellpose, as the network does."""
+        from cellkit.models.unet_network import CellposeUNet
+
+        network = CellposeUNet(widths=(4, 8, 12, 16))
+        network.diam_labels.data.fill_(42)
+        for name, told in (("bare", {}), ("told", {"diameter_px": 35.0})):
+            card = {**network.config, **told}
+            save_checkpoint(tmp_path / f"{name}.safetensors", network.state_dict(), "cellpose_unet", config=card)
+        monkeypatch.setattr("cellkit.fetch.find.PACKAGED", tmp_path)
+        for spec, px in (("bare", "42"), ("told", "35"), (tmp_path / "bare.safetensors", "")):
+            predict_files(find_model(spec), [folder / "0.png"], tmp_path / "o.json")
+            said = capsys.readouterr().err
+            assert (f"{spec} looks for cells of {px} px; others: --diameter auto, or PX" in said) == bool(px)
+        predict_files(find_model("bare", {"diameter_px": 30}), [folder / "0.png"], tmp_path / "o.json")
+        assert "looks for cells of" not in capsys.readouterr().err
 
     def test_bad_images_are_set_aside_and_named(self, folder, tmp_path):  # faults 2, 3, 5
         for number in range(2):
