@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import Pool
@@ -29,15 +30,16 @@ from torch.utils.data import DataLoader, Dataset
 from cellkit.cells.drawn.pictures import KINDS, draw
 from cellkit.cells.drawn.transmitted import CONTRASTS
 from cellkit.cells.instances import Instances
-from cellkit.files import atomic_path
+from cellkit.errors import UserError
+from cellkit.files import atomic_path, sha256_file
 from cellkit.log import LOG, show_log
 from cellkit.models import cellpose_unet as unet
 from cellkit.models import weights
 from cellkit.models.shared.diameter import diameter_of
-from cellkit.models.shared.fine_tuning import map_iou
+from cellkit.models.shared.fine_tuning import chosen_by, map_iou
 from cellkit.models.shared.flow_loss import Crop, FlowLoss, Prepared, Variation, crop, flow_loss, prepare
 from cellkit.models.shared.threshold_search import score_maps
-from cellkit.models.training import Plan, fit
+from cellkit.models.training import Plan, fingerprint, fit
 from cellkit.models.unet_maps import predict_maps, segment_image
 from cellkit.models.unet_network import WIDTHS, load_network, load_start
 from cellkit.parallel import progress
@@ -200,9 +202,53 @@ class Score:
         return float(np.mean(list(self.scores.values())))
 
 
+def stamp_of(network, items, held: dict[str, list[Pair]], plan: Plan, teacher: Path | None, *rest) -> str:
+    """Return what makes a training the same: start weights, pictures, cells, those that choose, teacher, plan and `rest`.
+
+    Parameters
+    ----------
+    items : sequence of sequences of Prepared
+        The training images of each kind.
+    """
+    chosen = chosen_by([pair for pairs in held.values() for pair in pairs], True)
+    arrays = [*(item.arrays for group in items for item in group), *chosen]
+    sizes, learnt_from = list(map(len, items)), sha256_file(teacher) if teacher else ""
+    return f"starter {fingerprint(network, arrays, plan, sizes, list(held), learnt_from, *rest)}"
+
+
+def check(given: argparse.Namespace) -> None:
+    """Refuse, before anything is read or drawn, what is not there.
+
+    Raises
+    ------
+    UserError
+        The data, the weights to start from or to publish again, or the teacher.
+    """
+    lacking = [name for name in ("index.csv", "images", "labels") if not (given.data / name).exists()]
+    if lacking:
+        raise UserError(f"{given.data} has no {lacking[0]}", "give the packed dsb2018 folder as --data")
+    if given.only_card:
+        if given.base == "scratch":
+            raise UserError("--only-card publishes weights again, and --base is scratch", "give them as --base")
+        if "step" not in weights.card_for(given.base, unet.NAME).metrics:
+            raise UserError(f"the card of {given.base} does not say its step", "give weights that this script wrote")
+    if given.base != "scratch":
+        load_network(given.base)
+    if given.teacher:
+        load_network(given.teacher)
+
+
 def main() -> None:
     """Read, draw, train, write float16 weights and their card."""
     show_log()
+    try:
+        run(asked())
+    except UserError as error:
+        sys.exit(str(error))
+
+
+def asked() -> argparse.Namespace:
+    """Return the options that were given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, required=True, help="the packed dsb2018 folder (images/, labels/, index.csv)"
@@ -224,7 +270,12 @@ def main() -> None:
     parser.add_argument("--scores", type=int, default=4, help="how often kept-out images are scored along the way")
     parser.add_argument("--only-card", action="store_true", help="train no more: read, score and publish --base again")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw crops; 0 = this one")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def run(given: argparse.Namespace) -> None:
+    """Do what was asked for; what is missing is said before it takes time."""
+    check(given)
     real, kept, workers = dsb2018(given.data), given.out.parent / "drawn", max(1, given.workers)
     groups = {kind: [pair for out, pair in pairs if not out] for kind, pairs in real.items()}
     held = {kind: [pair for out, pair in pairs if out][: given.held] for kind, pairs in real.items()}
@@ -252,8 +303,7 @@ def main() -> None:
     )
     shares = [SHARES.get(kind, 1) for kind in groups]
     loss_at = Mixture(network, items, shares, given.batch, given.crop, teacher, given.workers)
-    told = (given.widths, given.steps, given.batch, given.crop, given.drawn, given.rate, given.base, given.teacher)
-    stamp = f"starter {told} {sum(map(len, items))}"
+    stamp = stamp_of(network, items, held, plan, given.teacher, given.batch, given.crop, shares)
     score = Score(network, held)
     history = fit(network, loss_at, score, plan, given.out, stamp, desc="starter")
     publish(network, given.out / "starter.safetensors", history.best_step, held, given.held)
