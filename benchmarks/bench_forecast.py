@@ -3,14 +3,15 @@
     .venv/bin/python benchmarks/bench_forecast.py runs/demo runs/two_lines
     .venv/bin/python benchmarks/bench_forecast.py --stages runs/demo
 
-Minutes are those of a computer that does nothing else: on one thread the processor's own. `cellkit check RUN` says the same in a
-line.
+Minutes are those of a computer that does nothing else: on one thread the processor's own; "-" of runs in which too little is
+trained to be timed. `cellkit check RUN` says the same in a line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,24 @@ from cellkit.run.foretold import undisturbed_s
 MB = 1e6
 
 
-def rows_of(run: Path) -> dict[str, tuple[float, ...]]:
-    """Return {stage or "whole": (seconds said, taken, memory said, taken, disk said, taken)} of a run; memory and disk in MB."""
+def rows_of(run: Path) -> dict[str, tuple[float | None, ...]]:
+    """Return {stage or "whole": (seconds said, taken, memory said, taken, disk said, taken)} of a run; memory and disk in MB.
+
+    Seconds that were said are None of a run that was not timed; {} where nothing was foretold of any stage that is done.
+    """
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    told = manifest["forecast"]
-    done = {name: one for name, one in told.items() if "took_disk_bytes" in one and one["seconds"]}
+    done = {name: one for name, one in manifest.get("forecast", {}).items() if "took_disk_bytes" in one}
+    done = {name: one for name, one in done.items() if one["seconds"]} or done
+    if not done:
+        return {}
     rows = {name: tuple(_values(one, manifest["stages"][name])) for name, one in done.items()}
     columns = list(zip(*rows.values(), strict=True))
     disk = [_most(done, *keys) for keys in (("disk_bytes", "kept_bytes"), ("took_disk_bytes", "took_kept_bytes"))]
-    return rows | {"whole": (sum(columns[0]), sum(columns[1]), max(columns[2]), max(columns[3]), *disk)}
+    seconds = None if None in columns[0] else sum(columns[0])
+    return rows | {"whole": (seconds, sum(columns[1]), max(columns[2]), max(columns[3]), *disk)}
 
 
-def _values(one: Mapping[str, Any], entry: Mapping[str, Any]) -> list[float]:
+def _values(one: Mapping[str, Any], entry: Mapping[str, Any]) -> list[float | None]:
     memory, disk = ([one[key] / MB, one[f"took_{key}"] / MB] for key in ("peak_bytes", "disk_bytes"))
     return [one["seconds"], one.get("took_undisturbed_s") or undisturbed_s(entry), *memory, *disk]
 
@@ -53,11 +60,15 @@ def main() -> None:
     print("| run | s forecast | taken | off | memory, MB | taken | off | disk, MB | taken | off |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for run in given.runs:
-        for name, values in rows_of(run).items():
+        rows = rows_of(run)
+        if not rows:
+            print(f"{run}: no stage that is done was foretold", file=sys.stderr)
+        for name, values in rows.items():
             if given.stages or name == "whole":
                 cells = [run.name if name == "whole" else f"{run.name}: {name}"]
                 for said, taken in zip(values[::2], values[1::2], strict=True):
-                    cells += [f"{said:,.0f}", f"{taken:,.0f}", f"{100 * (said / max(taken, 0.1) - 1):+.0f} %"]
+                    off = "-" if said is None else f"{100 * (said / max(taken, 0.1) - 1):+.0f} %"
+                    cells += ["-" if said is None else f"{said:,.0f}", f"{taken:,.0f}", off]
                 print(f"| {' | '.join(cells)} |")
 
 
