@@ -3,7 +3,8 @@
 Finding cells (`CellposeModel.eval`) and a training step (`train_seg`, at least 8 crops an epoch, as its authors train on few
 images), in one run: the same network, weights to start from, drawn images, diameter, batch and crop, float32. Every
 measurement is a process of its own. What it takes once, imports and flows, is left out by asking for few rounds or steps,
-then for more. `--budget` trains both for that many seconds of processor time and scores them on images kept aside.
+then for more; of `train_seg`, which trains whole epochs, by the crops that it took. `--budget` trains both for that many
+seconds of processor time and scores them on images kept aside.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +28,7 @@ DIAMETER_PX = 30.0
 WANTED = {"find": "at least 5 times as fast", "step": "at most 0.85"}
 THRESHOLDS = {"flow_threshold": 0.4, "cellprob_threshold": 0.0}
 Measured = dict[str, float]
+Done = tuple[float, float]  # score, and how many rounds or steps were done
 
 
 # ---- images --------------------------------------------------------------------------------------------------------
@@ -84,26 +87,28 @@ def score(labels: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
 
 
 # ---- the jobs, each in a process of its own ------------------------------------------------------------------------
-def ours_find(folder: Path, weights: str, rounds: int) -> float:
-    """Find the cells of the images kept aside; return the score."""
+def ours_find(folder: Path, weights: str, rounds: int) -> Done:
+    """Find the cells of the images kept aside; return the score, and the rounds."""
     from cellkit.models import cellpose_unet as unet
 
     images, labels = read(folder, scored=True)
     find = unet.load(Path(weights), unet.Settings(diameter_px=DIAMETER_PX, precision="float32", **THRESHOLDS))
     for _ in range(rounds):
         found = [cells.paint() for cells in find(images)]
-    return score(labels, found)
+    return score(labels, found), rounds
 
 
-def theirs_find(folder: Path, weights: str, rounds: int, mkldnn: bool = False) -> float:
+def theirs_find(folder: Path, weights: str, rounds: int, mkldnn: bool = False) -> Done:
     """Do the same with `CellposeModel.eval`."""
     images, labels = read(folder, scored=True)
     options = {"rounds": rounds, "mkldnn": mkldnn, "min_size": 15, **THRESHOLDS}
-    return score(labels, [one.labels for one in cellpose3.evaluate(Path(weights), images, DIAMETER_PX, **options)])
+    return score(
+        labels, [one.labels for one in cellpose3.evaluate(Path(weights), images, DIAMETER_PX, **options)]
+    ), rounds
 
 
-def ours_train(folder: Path, weights: str, steps: int, to: str, batch: int, crop_px: int) -> float:
-    """Train for so many steps; return 0. The one validation image is scored before and after."""
+def ours_train(folder: Path, weights: str, steps: int, to: str, batch: int, crop_px: int) -> Done:
+    """Train for so many steps; return 0, and the steps. The one validation image is scored before and after."""
     from cellkit.models import cellpose_unet as unet
 
     images = data_set(folder)
@@ -115,25 +120,28 @@ def ours_train(folder: Path, weights: str, steps: int, to: str, batch: int, crop
         made = unet.train(images.select("train"), images.select("val"), config, Path(out))
         for suffix in (".safetensors", ".json"):
             made.with_suffix(suffix).replace(Path(to).with_suffix(suffix))
-    return 0.0
+    return 0.0, steps
 
 
-def theirs_train(folder: Path, weights: str, steps: int, to: str, batch: int, crop_px: int) -> float:
-    """Do the same with `train_seg`, as its authors train on few images (paper/cpsam/train_subsets.py, AdamW 5e-3)."""
+def theirs_train(folder: Path, weights: str, steps: int, to: str, batch: int, crop_px: int) -> Done:
+    """Do the same with `train_seg`, as its authors train on few images (paper/cpsam/train_subsets.py, AdamW 5e-3).
+
+    It trains whole epochs: the steps returned are those of as many crops.
+    """
     images, labels = read(folder, scored=False)
     per_epoch = max(8, len(images))
     epochs = max(round(steps * batch / per_epoch), 1)
     options = {"n_epochs": epochs, "learning_rate": 5e-3, "weight_decay": 1e-4, "batch_size": batch}
     options |= {"nimg_per_epoch": per_epoch, "min_train_masks": 1, "bsize": crop_px}
     cellpose3.train(Path(weights), images, labels, Path(to), **options)
-    return 0.0
+    return 0.0, epochs * per_epoch / batch
 
 
 JOBS = {job.__name__: job for job in (ours_find, theirs_find, ours_train, theirs_train)}
 
 
 def measure(job: str, threads: int, folder: Path, *arguments: Any) -> Measured:
-    """Do a job in a process of its own; return its score, processor seconds (user and system) and peak memory (GB)."""
+    """Do a job in a process of its own; return its score, what was done, processor seconds and peak memory (GB)."""
     env = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
     command = [sys.executable, __file__, "--job", job, str(folder), json.dumps(arguments)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -146,22 +154,31 @@ def do_job(job: str, folder: Path, arguments: list[Any]) -> None:
     """Do a job in this process, and print what it took: this process, or the one that Cellpose 3 ran in."""
     import resource
 
-    value = JOBS[job](folder, *arguments)
+    value, done = JOBS[job](folder, *arguments)
     used = resource.getrusage(resource.RUSAGE_CHILDREN if job.startswith("theirs") else resource.RUSAGE_SELF)
     held = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"score": value, "cpu_s": used.ru_utime + used.ru_stime, "peak_gb": held / 1e9}))
+    print(json.dumps({"score": value, "done": done, "cpu_s": used.ru_utime + used.ru_stime, "peak_gb": held / 1e9}))
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 def each(
     job: str, threads: int, folder: Path, few: int, many: int, repeats: int, *before: Any, **after: Any
 ) -> Measured:
-    """Return what one round or step takes (processor seconds), the median of the repeats; and score and memory."""
+    """Return what one round or step takes (processor seconds), the median of the repeats; and score and memory.
+
+    It is NaN, which is said, where the longer job took no more processor time: what is measured is too short.
+    """
     runs = []
     for _ in range(repeats):
         short, long = (measure(job, threads, folder, *before, count, *after.values()) for count in (few, many))
-        runs.append({**long, "cpu_s": (long["cpu_s"] - short["cpu_s"]) / (many - few)})
-    return {name: median(run[name] for run in runs) for name in runs[0]}
+        if long["done"] <= short["done"]:
+            sys.exit(f"{job}: {many} are no more than {few}, as whole epochs are trained; ask for more --steps")
+        runs.append({**long, "cpu_s": (long["cpu_s"] - short["cpu_s"]) / (long["done"] - short["done"])})
+    found = {name: median(run[name] for run in runs) for name in runs[0]}
+    if found["cpu_s"] <= 0:
+        print(f"    {job}: {many} took no longer than {few}; ask for more of them, or for more --repeats")
+        found["cpu_s"] = float("nan")
+    return found
 
 
 def print_find(
@@ -208,10 +225,13 @@ def print_budget(
     """Print the score of both after the same processor time of training."""
     print(f"\nafter {budget_s:g} CPU seconds of training steps, {threads} thread(s), on images kept aside")
     for name in ("ours", "theirs"):
+        if isnan(step_s[name]):
+            print(f"    {name:<10}what a step takes is not known")
+            continue
         to, steps = folder / f"trained_{name}.safetensors", max(round(budget_s / step_s[name]), 1)
-        measure(f"{name}_train", threads, folder, weights[name], steps, str(to), *sizes)
+        trained = measure(f"{name}_train", threads, folder, weights[name], steps, str(to), *sizes)
         found = measure(f"{name}_find", threads, folder, str(to), 1)
-        print(f"    {name:<10}{steps:5} steps  MAP IoU {found['score']:.3f}")
+        print(f"    {name:<10}{trained['done']:5g} steps  MAP IoU {found['score']:.3f}")
 
 
 def main() -> None:
@@ -231,6 +251,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.job:
         return do_job(given.job[0], Path(given.job[1]), json.loads(given.job[2]))
+    for name, (few, many) in (("rounds", given.rounds), ("steps", given.steps)):
+        if not 0 < few < many:
+            parser.error(f"--{name} {few} {many}: the second number has to be the larger one, and both above 0")
     if why := cellpose3.missing():
         return print(f"skipped: {why}")
     from cellkit.fetch.find import find_weights
