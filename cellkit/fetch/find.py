@@ -41,8 +41,7 @@ def find_weights(name: str | Path, also: Sequence[str] = ()) -> Path:
 
     path = locate_weights(name, also)
     note_reading(path, f"weights {name}", "weights", str(name))
-    if path.suffix == ".safetensors":  # a JSON beside a torch file is no card
-        note_reading(path.with_suffix(".json"), f"card of {name}", "card", str(name))
+    note_reading(path.with_suffix(".json"), f"card of {name}", "card", str(name))
     return path
 
 
