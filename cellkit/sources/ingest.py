@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cellkit.cells.dataset import CellDataset, known_in_part
-from cellkit.cells.instances import IGNORE, Instances
-from cellkit.cells.names import check_ids, plain
+from cellkit.cells.instances import Instances
+from cellkit.cells.names import check_ids
 from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import resize_image, resize_instances, resized_shape
 from cellkit.cells.splits import groups_across_splits
@@ -47,7 +47,7 @@ from cellkit.sources.source_tables import list_originals, sample_ids
 from cellkit.sources.unlabelled import NO_TRUTH, refuse_untaught, with_truth
 
 
-# ---- which layout, which classes -----------------------------------------------------------------------------------
+# ---- which layout ----------------------------------------------------------------------------------------------------
 def detect_kind(root: str | Path) -> str:
     """Return the layout of a folder by what is in it; "folder" where nothing special is.
 
@@ -60,13 +60,6 @@ def detect_kind(root: str | Path) -> str:
         raise UserError(f"no folder at {root}", "give a folder of images")
     known = ((name, optional(module, "detect")) for name, module in load_all("source").items())
     return next((name for name, detect in known if detect and detect(Path(root))), "folder")
-
-
-def classes_of(root: str | Path, kind: str) -> tuple[str, ...]:
-    """Return the classes that a data set names, sorted; ("cell",) where it names none."""
-    classes = optional(load("source", kind), "classes")
-    named = classes(Path(root)) if classes else ()
-    return tuple(sorted(name for name in named if plain(name) != IGNORE)) or ("cell",)
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from cellkit.cells.instances import Instances
+from cellkit.cells.instances import IGNORE, Instances
+from cellkit.cells.names import plain
 from cellkit.errors import Quarantined, UserError, counted
 from cellkit.microscope.file_info import Channel, FileInfo
+from cellkit.modules import load, names_of, optional
 from cellkit.sources.statistics import three_numbers
 
 FAULTS = ("tiny", "pieces", "holes", "touching", "border")
@@ -175,32 +177,35 @@ def inspect_folder(
     Returns
     -------
     dict
-        See `summarise`; kind is the layout. For folders of pictures or microscope files, files: one dict per
-        microscope file, see `list_microscope_files`; pictures: see `count_pictures`.
+        See `summarise`; kind is the layout, spellings the labels that are spelled otherwise than the class that they are read
+        as. For folders of pictures or microscope files, files: one dict per microscope file, see `list_microscope_files`;
+        pictures: see `count_pictures`.
     list of Quarantined
         Images that could not be read.
 
     Raises
     ------
     UserError
-        No such folder or layout, or no image of that layout in it.
+        No such folder or layout, no image of that layout in it, or axes that are none.
     """
     from cellkit.config.sections import ChannelsConfig, ConvertConfig, SplitConfig
     from cellkit.microscope.open import why_unread
-    from cellkit.modules import load, names_of
     from cellkit.parallel import map_items
-    from cellkit.sources.ingest import classes_of, detect_kind
+    from cellkit.sources.ingest import detect_kind
 
     root = Path(root)
+    _check_axes(axes)
     unread = why_unread(root)
     if unread:
         raise unread
     kind = kind or detect_kind(root)
-    classes = classes_of(root, kind)
+    spellings = spellings_of(root, kind)
+    classes = _named_in(spellings)
     source = kind if kind != "drawn" else "microscope"
     how = ConvertConfig(
         source=source,
         classes=classes,
+        class_names={label: None for label, name in spellings.items() if not name},
         channels=ChannelsConfig(nuclei=0),  # pixels are read to see that they can be, whatever they show
         projection=0,
         axes=axes,
@@ -215,6 +220,7 @@ def inspect_folder(
     quarantined = [one.in_one_line() for one in failed]
     seen = [(item.split, item.cell_type, *found) for item, found in zip(items, done, strict=True) if found is not None]
     result = summarise(kind, [row[2] for row in seen], [row[3] for row in seen], classes)
+    result["spellings"] = {label: name for label, name in spellings.items() if label != name}
     result["cell_types"] = dict(sorted(Counter(row[1] or "unknown" for row in seen).items()))
     some_truth = not all(item.bare for item in items)
     told = [not item.bare or (some_truth and item.is_own_test) for item in items]
@@ -227,6 +233,38 @@ def inspect_folder(
         result["files"] = list_microscope_files(root, axes)
         result["pictures"] = count_pictures(root, [item.source for item in items])
     return result, quarantined
+
+
+def classes_of(root: str | Path, kind: str) -> tuple[str, ...]:
+    """Return the classes that a data set names, sorted; ("cell",) where it names none. Spellings of one name are one."""
+    return _named_in(spellings_of(root, kind))
+
+
+def _named_in(spellings: dict[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(set(spellings.values()) - {""})) or ("cell",)
+
+
+def spellings_of(root: str | Path, kind: str) -> dict[str, str]:
+    """Return every spelling of a class in a data set -> the class that it is read as, "" for a name that is empty.
+
+    Those that differ by upper and lower case or spaces at their ends are one, as `cellkit.cells.names.plain` has it: the first
+    of them, those without such spaces before others.
+    """
+    classes = optional(load("source", kind), "classes")
+    named = sorted(classes(Path(root)) if classes else (), key=lambda name: (name != name.strip(), name))
+    chosen: dict[str, str] = {}
+    for name in named:
+        chosen.setdefault(plain(name), name.strip())
+    return {name: chosen[plain(name)] for name in named if plain(name) != IGNORE}
+
+
+def _check_axes(axes: str | None) -> None:
+    """Refuse what `ConvertConfig` takes for no axes."""
+    from cellkit.microscope.file_info import AXES
+
+    if axes is not None and not (2 <= len(axes) <= len(AXES) and set(axes) <= set(AXES)):
+        letters = ", ".join(f"{letter} {name}" for letter, name in AXES.items())
+        raise UserError(f"axes is '{axes}'", f"give 2 to {len(AXES)} letters, such as TYX: {letters}")
 
 
 def inspect_coco(path: str | Path) -> dict[str, Any]:
@@ -304,6 +342,9 @@ def folder_to_text(found: dict[str, Any]) -> str:
         if found.get(name):
             lines.append(f"{name.replace('_', ' ')}: {_listed(found[name])}")
     lines.append(f"objects: {found['objects']} ({_listed(found['classes'])})")
+    lines += [
+        f"label '{label}' is read as {name or 'no known class'}" for label, name in found.get("spellings", {}).items()
+    ]
     if found["in_part"]:
         lines.append(
             f"annotated in part: {counted(found['in_part'], 'image')}; of all {100 * found['known']:.0f} % is known"

@@ -16,8 +16,8 @@ from cellkit.formats.coco import write_coco
 from cellkit.formats.coco_maker import stamp_of_rows
 from cellkit.formats.coco_reading import read_coco
 from cellkit.sources.coco import looks_like_coco, read_sheets
-from cellkit.sources.ingest import classes_of, convert_images, detect_kind
-from cellkit.sources.inspection import inspect_folder
+from cellkit.sources.ingest import convert_images, detect_kind
+from cellkit.sources.inspection import classes_of, inspect_folder
 
 
 # ---- any COCO set --------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from cellkit.errors import UserError
 from cellkit.formats.any import write_folder
 from cellkit.formats.geojson import write_geojson
 from cellkit.formats.label_images import write_labels
-from cellkit.sources.ingest import classes_of, detect_kind
+from cellkit.sources.ingest import detect_kind
+from cellkit.sources.inspection import classes_of
 
 TRUTH = Instances.from_labels(LABELS)
 TWO_CLASSES = TRUTH.with_classes([1, 2, 0])

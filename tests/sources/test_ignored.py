@@ -16,8 +16,8 @@ from cellkit.config.sections import SplitConfig
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_truth
 from cellkit.formats.coco_reading import read_coco
-from cellkit.sources.ingest import classes_of, convert_images
-from cellkit.sources.inspection import summarise
+from cellkit.sources.ingest import convert_images
+from cellkit.sources.inspection import classes_of, summarise
 from cellkit.sources.statistics import describe, measure_image, remarks
 
 REGION = np.zeros((24, 32), bool)

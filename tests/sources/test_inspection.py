@@ -10,13 +10,15 @@ import tifffile
 from conftest import write_png
 from PIL import Image
 
+from cellkit.cells.instances import Instances
+from cellkit.cells.records import ImageRecord
 from cellkit.errors import UserError
 from cellkit.formats.coco import write_coco
 from cellkit.formats.label_images import write_labels
 from cellkit.microscope.open import inspect_file
 from cellkit.sources import inspection
-from cellkit.sources.ingest import classes_of, detect_kind
-from cellkit.sources.inspection import file_to_text, folder_to_text, inspect_coco, inspect_folder
+from cellkit.sources.ingest import detect_kind
+from cellkit.sources.inspection import classes_of, file_to_text, folder_to_text, inspect_coco, inspect_folder
 
 GREY = np.full((20, 30), 7, np.uint8)
 LABELS = np.zeros((20, 30), np.int32)
@@ -83,6 +85,25 @@ class TestFolder:
         assert told["splits"] == {"train": 1, "val": 1}
         assert told["overlapping"] == 1
         assert [item.item for item in quarantined] == ["val/2.json"]
+
+    def test_spellings_of_a_label(self, tmp_path):
+        labelme(tmp_path / "0.json", "HeLa", "hela ", "hela ")
+        labelme(tmp_path / "1.json", " ", "hela", "Ignore")
+        told, quarantined = inspect_folder(tmp_path)
+        assert told["classes"] == {"HeLa": 4, "unknown": 1} and not quarantined
+        assert told["spellings"] == {" ": "", "hela": "HeLa", "hela ": "HeLa"}
+        assert "label 'hela ' is read as HeLa" in folder_to_text(told)
+
+    def test_spellings_of_a_category(self, tmp_path):
+        cells = Instances.from_labels(LABELS).with_classes([1, 2, 1, 2])
+        write_coco(tmp_path / "a.json", [ImageRecord("a", "a.png", *GREY.shape)], [cells], ["hela", "HeLa"])
+        picture(tmp_path / "a.png")
+        assert inspect_folder(tmp_path)[0]["classes"] == {"HeLa": 4}
+
+    @pytest.mark.parametrize("axes", ["QQ", "tyx", "X", ""])
+    def test_axes_that_are_none(self, two_lines, axes):
+        with pytest.raises(UserError, match=f"axes is '{axes}'\\s+give 2 to 6 letters"):
+            inspect_folder(two_lines, axes=axes)
 
     def test_microscope(self, tmp_path):
         stack = np.stack([GREY.astype(np.uint16)] * 2)

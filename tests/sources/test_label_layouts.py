@@ -15,7 +15,8 @@ from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
 from cellkit.formats.labels import write_chosen_cells
 from cellkit.formats.seg import write_seg
-from cellkit.sources.ingest import classes_of, convert_images, detect_kind
+from cellkit.sources.ingest import convert_images, detect_kind
+from cellkit.sources.inspection import classes_of
 
 # ---- label images and what they may be ------------------------------------------------------------------------------
 

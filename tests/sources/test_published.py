@@ -20,8 +20,8 @@ from cellkit.formats.label_images import write_labels
 from cellkit.modules import load
 from cellkit.sources.bbbc039 import regions_of_colours
 from cellkit.sources.hepg2_huh7 import read_text_labels
-from cellkit.sources.ingest import classes_of, convert_images, detect_kind
-from cellkit.sources.inspection import inspect_folder
+from cellkit.sources.ingest import convert_images, detect_kind
+from cellkit.sources.inspection import classes_of, inspect_folder
 
 DATA = Path(os.environ.get("CELLKIT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 RNG = np.random.default_rng(0)

@@ -28,7 +28,8 @@ from cellkit.microscope.flags import exclude_flagged
 from cellkit.modules import names_of
 from cellkit.sources import source_tables
 from cellkit.sources.drawn.files import write_fields
-from cellkit.sources.ingest import classes_of, convert_images, detect_kind, locate_source
+from cellkit.sources.ingest import convert_images, detect_kind, locate_source
+from cellkit.sources.inspection import classes_of
 
 
 # ---- microscope files ----------------------------------------------------------------------------------------------
