@@ -83,7 +83,7 @@ def _of_files(given: argparse.Namespace) -> tuple:
             f"--from {given.from_}, but {given.input} is no COCO file", "--format says what label files are"
         )
     classes = [name.strip() for name in given.classes.split(",")] if given.classes else []
-    if given.nuclei and (given.format or format_of(given.input)) != "geojson":
+    if given.nuclei and (given.format or format_of(given.input, given.images)) != "geojson":
         raise UserError("--nuclei, but only GeoJSON holds nuclei with their cells", "leave out --nuclei")
     side, quarantined = read_folder(given.input, given.format, given.images, classes, given.pieces, given.nuclei)
     for note in side.notes:

@@ -37,7 +37,7 @@ from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError, counted, nearest
 from cellkit.formats.contract import ImageCells, ImageToWrite, Reading
 from cellkit.formats.label_images import labels_orientation
-from cellkit.microscope.folders import Pictures, is_run_folder, list_files, run_of
+from cellkit.microscope.folders import LABEL_SUFFIXES, Pictures, are_all_among, is_run_folder, list_files, run_of
 from cellkit.microscope.open import inspect_file
 from cellkit.modules import by_key, load, load_all, optional
 from cellkit.outdated import warn_outdated
@@ -123,8 +123,8 @@ def _ends(file: Path, module: ModuleType) -> bool:
     return file.name.lower().endswith(tuple(module.ENDINGS)) and (holds is None or holds(file))
 
 
-def format_of(path: str | Path) -> str:
-    """Return the one format that a file or the files of a folder have by their names.
+def format_of(path: str | Path, images: str | Path | None = None) -> str:
+    """Return the one format that a file or the files of a folder have by their names; pictures in `images` are no labels.
 
     Raises
     ------
@@ -132,6 +132,8 @@ def format_of(path: str | Path) -> str:
         Nothing of the kind, or several: a folder of ``_seg.npy`` files and pictures could mean either.
     """
     kinds = formats_in(path)
+    if len(kinds) > 1 and images is not None and are_all_among(path, LABEL_SUFFIXES, Pictures(images).files):
+        kinds = [kind for kind in kinds if kind != "labels"]  # all that could be label images are its pictures
     if len(kinds) == 1:
         return kinds[0]
     what = f"holds {' and '.join(kinds)}" if kinds else "holds no label image, _seg.npy file, ROI zip or GeoJSON"
@@ -181,7 +183,7 @@ def read_folder(
     if pieces not in (None, "keep", "largest", "split"):
         raise UserError(f"pieces is {pieces!r}", "pieces is keep, largest or split")
     how = Reading(classes=tuple(classes), pieces=pieces, nuclei=nuclei, shapes=shapes, workers=workers)
-    side, quarantined = _read_files(path, kind or format_of(path), images, how)
+    side, quarantined = _read_files(path, kind or format_of(path, images), images, how)
     return side, [item.in_one_line() for item in quarantined]
 
 
@@ -210,7 +212,7 @@ def _read_files(
     names = dict.fromkeys(name for _, own in good for name in own.classes)
     cells = [own.cells.with_classes(class_numbers(own.classes, names)[own.cells.class_ids]) for _, own in good]
     if pictures is not None and not _is_one(path):
-        bare += _without_labels(pictures, [_picture_name(file, root, module) for file in files])
+        bare += pictures.besides([_picture_name(file, root, module) for file in files])
         bare = list({file.resolve(): file for file in bare}.values())
     side = CellDataset(
         [record for record, _ in good],
@@ -264,15 +266,6 @@ def _known_shapes(how: Reading) -> dict[str, tuple[int, int]]:
 def _size_in(shapes: Mapping[str, tuple[int, int]], name: str) -> tuple[int, int] | None:
     """Return the size of an image that is called so."""
     return next((shapes[k] for k in (name, stem_of(f"{name}.png"), image_id_of(f"{name}.png")) if k in shapes), None)
-
-
-def _without_labels(pictures: Pictures, names: Sequence[str]) -> list[Path]:
-    """Return the pictures that no label file is called after."""
-    used = set()
-    for name in names:
-        with suppress(UserError):
-            used.add(pictures.find(name)[0])
-    return [file for file in pictures.files if file not in used]
 
 
 def _bare_note(bare: Sequence[Path], example: str) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +30,7 @@ from cellkit.measure.intensity import Plane
 from cellkit.measure.table import measure
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.file_info import LARGEST_PLANE_PX, Opened
-from cellkit.microscope.folders import LABEL_SUFFIXES, list_files
+from cellkit.microscope.folders import LABEL_SUFFIXES, are_all_among
 from cellkit.microscope.frames import Frame, find_frames, find_images, id_of, none_used
 from cellkit.microscope.open import inspect_file, open_file
 from cellkit.parallel import map_items
@@ -173,15 +172,10 @@ def read_cells(
     if not path.is_dir() and not kinds:
         return read_side(path, convention=convention), []
     if len(kinds) > 1 and "labels" in kinds:
-        kinds = [kind for kind in kinds if kind != "labels"] if _are_frames(path, frames) else ["labels"]
+        are_images = are_all_among(path, LABEL_SUFFIXES, [frame.path for frame in frames])  # cells lie beside them
+        kinds = [kind for kind in kinds if kind != "labels"] if are_images else ["labels"]
     shapes = None if kinds == ["labels"] else _shapes_of(frames, axes)
     return read_folder(path, kinds[0] if len(kinds) == 1 else None, nuclei=nuclei, shapes=shapes, workers=workers)
-
-
-def _are_frames(folder: Path, frames: Sequence[Frame]) -> bool:
-    """Tell whether all that could be label images in a folder are the images themselves: files of cells lie beside them."""
-    images = {os.path.realpath(frame.path) for frame in frames}
-    return all(os.path.realpath(file) in images for file in list_files(folder, LABEL_SUFFIXES, keep_labels=True))
 
 
 def read_nuclei(

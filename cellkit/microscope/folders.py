@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -49,6 +50,12 @@ def ids_of(name: str) -> Keys:
         return frozenset([first])
     suffixes = {*IMAGE_SUFFIXES, ".ome.tif", ".ome.tiff", ""}
     return frozenset(image_id_of(name + cased) for suffix in suffixes for cased in (suffix, suffix.upper()))
+
+
+def are_all_among(folder: str | Path, suffixes: Sequence[str], files: Iterable[str | Path]) -> bool:
+    """Tell whether all files below a folder that end so, those called as labels too, are among `files`."""
+    among = {os.path.realpath(file) for file in files}
+    return all(os.path.realpath(file) in among for file in list_files(folder, suffixes, keep_labels=True))
 
 
 class Pictures:
@@ -105,6 +112,14 @@ class Pictures:
                 )
         near = f"; there are {self.some(3)}" if self.files else ""
         raise UserError(f"there is no picture called {stem}{near}", "name image and labels alike, one of each")
+
+    def besides(self, names: Iterable[str]) -> list[Path]:
+        """Return the pictures that none of the names finds."""
+        used = set()
+        for name in names:
+            with suppress(UserError):
+                used.add(self.find(name)[0])
+        return [file for file in self.files if file not in used]
 
     def some(self, most: int) -> str:
         """Name the first pictures."""

@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import write_png
 from exchange_cases import CLASSES, TWO, cells, pictures, records, refused, two  # noqa: F401
 
@@ -186,6 +187,20 @@ def test_classes_of_several_files_are_brought_together(tmp_path):
     side, _ = read_folder(tmp_path)
     assert side.classes == ("HEK", "N2a", "A172")
     assert [cells.class_ids.tolist() for cells in side.instances] == [[2, 1], [3, 2]]
+
+
+def test_pictures_beside_their_cells_are_no_labels(tmp_path, said):
+    """As the remedy for ROI zips beside their images has it: ``cellkit coco FOLDER --images FOLDER``."""
+    (tmp_path / "rois/HEK").mkdir(parents=True)
+    for name in ("a", "b"):
+        tifffile.imwrite(tmp_path / f"rois/HEK/{name}.tif", np.zeros((2, *TWO.shape), np.uint16), imagej=True)
+    write_rois(tmp_path / "rois/HEK/a_rois.zip", two(), CLASSES)
+    write_rois(tmp_path / "rois/HEK/b.zip", two(), CLASSES)
+    code, _, err = said("coco", tmp_path / "rois", "-o", tmp_path / "r.json", "--images", tmp_path / "rois")
+    assert code == 0, err
+    assert [len(cells) for cells in read_coco(tmp_path / "r.json").instances] == [2, 2]
+    write_labels(tmp_path / "rois/HEK/a_masks.tif", TWO)
+    assert "holds labels and roi" in refused(read_folder, tmp_path / "rois", None, tmp_path / "rois")
 
 
 def test_what_a_folder_holds_is_told_or_asked(tmp_path):
