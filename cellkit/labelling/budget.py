@@ -23,10 +23,24 @@ FLOOR, FLOOR_MEASURED = (
 )  # smallest spread of a score that is believed, with fewer than 5 degrees of freedom and with more
 DRAWS = 500
 CURVE_FILE = "learning_curve.csv"  # in a run folder: columns images, score
-MORE_POINTS = (
-    "train on 1, 2, 3 and 5 of the labelled images, score each on the same validation images, and give a CSV with the "
-    "columns images, score: --curve FILE"
-)
+TRAINED_ON = (1, 2, 3, 5)  # images, to measure a curve
+
+
+def how_to_measure(labelled: int = TRAINED_ON[-1]) -> str:
+    """Return how the scores of a curve are measured with so many labelled images, or how many to label first.
+
+    Examples
+    --------
+    >>> how_to_measure(3)[:48], how_to_measure(1)[:23]
+    ('train on 1, 2 and 3 of the labelled images, scor', 'label 3 images first: a')
+    """
+    if labelled < LEAST_SIZES:
+        return f"label {LEAST_SIZES} images first: a curve needs the scores of models trained on 1, 2 and {LEAST_SIZES} of them"
+    *first, last = [number for number in TRAINED_ON if number <= labelled]
+    return (
+        f"train on {', '.join(map(str, first))} and {last} of the labelled images, score each on the same validation images, "
+        "and give a CSV with the columns images, score: --curve FILE"
+    )
 
 
 class Gain(NamedTuple):
@@ -115,7 +129,7 @@ class BudgetCurve:
         return int(sum(gain >= WORTH / FIVE for gain in gains))
 
 
-def fit_budget(rows: Sequence[tuple[int, float]], seed: int = 0) -> BudgetCurve:
+def fit_budget(rows: Sequence[tuple[int, float]], seed: int = 0, labelled: int = TRAINED_ON[-1]) -> BudgetCurve:
     """Fit a learning curve to scores, and redraw it to see how sure it is.
 
     Least squares over a <= 1, b >= 0 and c in `POWERS`; a score of n images counts n times, since which images they are
@@ -130,6 +144,8 @@ def fit_budget(rows: Sequence[tuple[int, float]], seed: int = 0) -> BudgetCurve:
         images are those of the base: they are on no such curve, and left out.
     seed : int
         Of the draws.
+    labelled : int
+        Images labelled so far, for what to do where there are too few scores.
 
     Raises
     ------
@@ -145,11 +161,12 @@ def fit_budget(rows: Sequence[tuple[int, float]], seed: int = 0) -> BudgetCurve:
     images, scores = _checked(rows)
     sizes = np.unique(images)
     if len(sizes) < LEAST_SIZES:
-        found = ", ".join(map(str, sizes.tolist())) or "none"
-        raise UserError(
-            f"scores of {len(sizes)} different number(s) of labelled images ({found}); a curve needs {LEAST_SIZES}",
-            MORE_POINTS,
+        known = " and ".join(f"{number} image{'s' * (number != 1)}" for number in sizes.tolist())
+        known = (
+            f"only scores of models trained on {known} are given" if known else "no score of a trained model is given"
         )
+        problem = f"{known}; a curve needs {LEAST_SIZES}, of different numbers of labelled images"
+        raise UserError(problem, how_to_measure(max(labelled, *sizes.tolist(), 0)))
     a, b, c = _fit(images, scores[None])[0].tolist()
     off = (scores - (a - b * images**-c)) * np.sqrt(images)  # as of one image
     free = len(images) - LEAST_SIZES
@@ -201,7 +218,7 @@ def read_curve(path: str | Path) -> list[tuple[int, float]]:
 
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no file at {path}", MORE_POINTS)
+        raise UserError(f"no file at {path}", how_to_measure())
     rows = []
     for line, row in enumerate(read_table(path, ("images", "score"), path.parent), 2):
         try:
@@ -233,7 +250,7 @@ def tell_budget(
         Images that the first sentence is about; fewer, where the curve was not measured that far.
     """
     try:
-        curve = fit_budget(rows)
+        curve = fit_budget(rows, labelled=now)
         now = max(now, curve.sizes[-1])
         more = max(1, min(more, curve.told(now)))
         gain = curve.gain(now, more)

@@ -63,7 +63,8 @@ def test_a_run_says_what_to_label_next_writes_it_and_offers_nothing_twice(run_di
     cells = {name: len(read_seg(folder / f"{name}_seg.npy").instances) for name in top}
     assert [cells[name] for name in top] == table["cells"].head(2).tolist() and all(cells.values())
     assert "to judge by, chosen at random: 5" in out
-    assert "what more images would gain cannot be told yet: scores of 0 different number(s)" in out and "--curve" in out
+    assert "what more images would gain cannot be told yet: no score of a trained model is given" in out
+    assert "label 3 images first" in out, "of one labelled image no curve is measured"
 
     unchanged = {path.name: path.read_bytes() for path in folder.iterdir()}
     said("plan", run_dir, "-n", "2")

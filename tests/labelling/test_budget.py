@@ -87,8 +87,16 @@ def test_too_few_numbers_of_images_tell_nothing_and_what_to_do_is_said(measured)
     with pytest.raises(UserError, match="a curve needs 3") as refused:
         fit_budget(measured)
     assert "1, 2, 3 and 5" in str(refused.value)
-    told = tell_budget(measured, 2, 30)
+    told = tell_budget(measured, 3, 30)
     assert told.startswith("what more images would gain cannot be told yet") and "--curve" in told
+    assert "train on 1, 2 and 3 of the labelled" in told and "1, 2, 3 and 5 of the" in tell_budget(measured, 9, 30)
+    assert "different number(s)" not in told
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 2])
+def test_on_more_images_than_are_labelled_none_is_to_train(labelled):
+    told = tell_budget([(n, 0.5) for n in range(1, labelled + 1)], labelled, 30)
+    assert told.endswith("\nlabel 3 images first: a curve needs the scores of models trained on 1, 2 and 3 of them")
 
 
 def test_beyond_twice_what_was_measured_nothing_is_told():
