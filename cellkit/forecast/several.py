@@ -14,7 +14,7 @@ from cellkit.forecast.disk import CELL_BYTES, ROW_BYTES, SMALL_BYTES, space_of_s
 from cellkit.forecast.images import RunImages
 from cellkit.forecast.memory import bytes_of_stage
 from cellkit.forecast.minutes import seconds_of_trial
-from cellkit.forecast.stages import UNTIMED, Forecast, Plan
+from cellkit.forecast.stages import Forecast, Plan
 from cellkit.models.interpolation import STEPS
 
 
@@ -137,7 +137,7 @@ def plans_of_trials(trials: Sequence[tuple[Mapping[str, Any], Config]], plan: Pl
 def _trial(plan: Plan, section: str, share: float) -> Forecast:
     """Return the forecast of one training of a search."""
     run = RunImages(plan.cfg, plan.records, plan.instances, plan.sample)
-    speed, own = plan.speeds.get(section, UNTIMED), section_at(plan.cfg, section)
+    speed, own = plan.speed_of(section), section_at(plan.cfg, section)
     seconds = seconds_of_trial(run, section, own, speed.cost, share) if plan.speeds else None
     held, on_gpu = bytes_of_stage(run, section, speed)
     most, _, _ = space_of_stage(run, section, speed.cost, speed.cost)

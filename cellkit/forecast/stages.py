@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from cellkit.cells.records import ImageRecord
 from cellkit.cells.resize import resized_shape
 from cellkit.config.recipes import RECIPES, named_sections, section_at, section_name, with_section
 from cellkit.config.sections import Config, section_class
+from cellkit.errors import UserError
 from cellkit.fetch.find import locate_weights, named_for
 from cellkit.forecast.costing import costing_name, costing_of, steps_of, told
 from cellkit.forecast.disk import space_of_stage
@@ -28,11 +30,16 @@ from cellkit.forecast.speed import Speed, speed_before, speed_of
 from cellkit.models import title_of
 from cellkit.models.shared.contract import Schedule
 from cellkit.models.shared.cost import Cost
+from cellkit.models.weights import numbers_in
+from cellkit.modules import optional
 from cellkit.settings import weights_fields
 
 SIDES = ("input_px", "crop_px")  # of a crop that the network is shown: the first of them that a section has
 WORTH_MPX = 8.0  # a run whose trainings see fewer megapixels takes hardly longer than timing it
-UNTIMED = Speed(Cost(), 4.0, 700_000_000)  # of a backend that is not timed: memory and disk are counted all the same
+UNTIMED = Speed(Cost(), 4.0, 780_000_000)  # of what is not timed: memory and disk are counted all the same
+NETWORK_BYTES = 330_000_000  # of memory: what a process held beside that where a network was timed, at its middle
+STEP_BYTES = 2500  # likewise: of a pixel of a crop in a training step
+HEADS = 3_500_000  # numbers that a detector adds to the network of another backend; where that is frozen, all that it trains
 
 
 @dataclass(frozen=True)
@@ -138,14 +145,14 @@ class Plan:
             return {}
         run, found = RunImages(self.cfg, self.records, self.instances, self.sample), {}
         for name, section in self.wanted.items():
-            speed = self.speeds.get(section) or self.speeds.get("label") or self.speeds.get(FLOOR, UNTIMED)
+            speed = self.speed_of(section)
             seconds = seconds_of_stage(run, section, speed, self.speeds[FLOOR]) if self.speeds else None
             held, on_gpu = bytes_of_stage(run, section, speed)
             for other in others_of(self.cfg, section):  # models of others find the cells of held-out images anew
-                of_other = self.speeds.get(other, UNTIMED)
+                of_other = self.speed_of(other)
                 seconds = seconds and seconds + of_other.cost.find_s * run.mpx(other, "val", "test")
                 held = max(held, bytes_to_find(run, other, of_other))
-            tuned = self.speeds.get("finetune", UNTIMED).cost
+            tuned = self.speed_of("finetune").cost
             most, stays, files = space_of_stage(run, section, speed.cost, tuned)
             by = self.factors.get(name, {})
             found[name] = Forecast(
@@ -157,6 +164,12 @@ class Plan:
                 files,
             )
         return found
+
+    def speed_of(self, section: str) -> Speed:
+        """Return the speed of a section's backend; where none is timed, what such a one takes of memory and disk."""
+        if not self.speeds:
+            return untimed(self.cfg, section)
+        return self.speeds.get(section) or self.speeds.get("label") or self.speeds[FLOOR]
 
     def under(self, change: Mapping[str, Any]) -> Plan:
         """Return the plan under other settings, by dotted key: images are left out and resized, crops as they are set.
@@ -171,7 +184,8 @@ class Plan:
                 if name == "backend":
                     shared = {key: getattr(old, key) for key in ("seed", "classes", "workers")}
                     cfg = cfg.model_copy(update={one: section_class(one, value)(**shared)})
-                    speeds[one] = UNTIMED
+                    if speeds:
+                        speeds[one] = untimed(cfg, one)
                     continue
                 cfg = with_section(cfg, one, old.model_copy(update={name: value}))
                 if name in SIDES and one in speeds:
@@ -216,6 +230,29 @@ def speeds_of(cfg: Config, sections: Iterable[str], timed: bool = True) -> dict[
     speeds = {section: ask(*backend_of(cfg, section)) for section in used}
     speeds[FLOOR] = ask(FLOOR, {})
     return {} if None in speeds.values() else speeds
+
+
+def untimed(cfg: Config, section: str) -> Speed:
+    """Return what is known of a section's backend that is not timed: memory as networks take it, and the weights it begins with.
+
+    The memory is that which was measured of the backends that cellkit has, so it is roughly right for networks of their size.
+    """
+    own = section_at(cfg, section)
+    kind = optional(costing_of(own), "TrainSettings") if costing_name(own) else None
+    if not (isinstance(kind, type) and issubclass(kind, Schedule)):
+        return UNTIMED
+    side = next((getattr(own, name) for name in SIDES if hasattr(own, name)), 0)
+    added, begins_with = 0, 0
+    with suppress(UserError):  # weights that are not here
+        settings = backend_of(cfg, section)[1]
+        name, fitting = next(iter(weights_fields(kind).items()), ("", ()))
+        added, begins_with = HEADS * (len(fitting) > 1), numbers_in(settings.get(name, ""))
+    heads_alone = getattr(own, "freeze_backbone", False) and getattr(own, "unfreeze_after", None) is None
+    weights = 4 * (begins_with + added) if begins_with else 0
+    cost = Cost(
+        step_bytes=STEP_BYTES * side**2, weights_bytes=weights, trained_bytes=4 * added if heads_alone else weights
+    )
+    return replace(UNTIMED, cost=cost, sample_bytes=UNTIMED.start_bytes + NETWORK_BYTES)
 
 
 def is_worth(cfg: Config, sections: Iterable[str], images: int) -> bool:

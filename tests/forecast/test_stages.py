@@ -166,6 +166,42 @@ def test_what_is_not_worth_timing_is_not_timed_and_memory_and_disk_are_counted(c
     assert forecast_run(config(), STAGES, []) == {} and not timed
 
 
+@pytest.mark.parametrize(
+    ("base", "crop_px", "memory_mb", "disk_mb"),
+    [
+        ("starter_light", 160, (1073, 1389, 1357), (64, 75)),
+        ("starter", 160, (1154, 1808, 1521), (222, 115)),
+        ("starter_light", 224, (1071, 1714, 1324), (69, 75)),
+    ],
+)
+def test_networks_that_are_not_timed_are_counted_as_measured(config, timed, base, crop_px, memory_mb, disk_mb):
+    """What runs of a few images of 192 px took, 6 and 4 steps: 02, 03, 05."""
+    cfg = config(
+        f"convert: {{source: folder}}\nlabel: {{model: {base}}}\nfinetune: {{base: {base}, steps: 6, crop_px: {crop_px}}}\n"
+        "maskrcnn: {steps: 6}"
+    )
+    found = forecast_run(cfg, STAGES, images(3, 1, 1, side=192))
+    label, tuned, detector = (found[name] for name in ("02_label_with_cellpose", FINETUNE, "05_train_maskrcnn"))
+    assert not timed
+    assert [one.peak_bytes / 1e6 for one in (label, tuned, detector)] == pytest.approx(memory_mb, rel=0.3)
+    assert [one.disk_bytes / 1e6 for one in (tuned, detector)] == pytest.approx(disk_mb, rel=0.3)
+    assert found["06_evaluate_map_iou"].peak_bytes == pytest.approx(840e6, rel=0.1)
+
+
+def test_what_trains_no_network_holds_none_and_unknown_weights_are_taken_as_large(config, timed):
+    tuned = "finetune: {steps: 6, base: scratch}\nmaskrcnn: {steps: 2}"
+    cfg = config(f"convert: {{source: folder}}\nlabel: {{backend: threshold}}\n{tuned}")
+    found = forecast_run(cfg, STAGES, images(3, 1, 1, side=192))
+    assert found["02_label_with_cellpose"].peak_bytes < 0.9e9 and not timed
+    assert found[FINETUNE].disk_bytes > 5 * 30e6
+
+
+def test_another_backend_under_an_untimed_plan_is_counted_too(config, timed):
+    plan = stages.Plan.of(config("convert: {source: folder}\nfinetune: {steps: 2}"), STAGES, images(), timed=False)
+    other = plan.under({"finetune.backend": "threshold"}).forecast()
+    assert other[FINETUNE].seconds is None and other[FINETUNE].peak_bytes < plan.forecast()[FINETUNE].peak_bytes
+
+
 def test_what_is_left_out_is_neither_timed_nor_told(config, timed):
     left = "convert: {source: folder}\nleave_out: [%s]\n"
     cfg = config(left % "label, finetune")

@@ -19,6 +19,7 @@ from cellkit.models.weights import (
     hashed,
     licence_from,
     load_tensors,
+    numbers_in,
     parents_of,
     read_card,
     save_checkpoint,
@@ -295,3 +296,12 @@ class TestStarter:
         network, _ = load_network(find_weights("starter"))
         assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(6.6e6, rel=0.01)
         assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
+
+
+def test_numbers_are_counted_without_reading_them(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"a": torch.zeros(3, 4, dtype=torch.float16), "b": torch.zeros(())}, "threshold")
+    assert numbers_in(path) == 13
+    path.write_bytes(b"x" * 40)
+    assert numbers_in(path) == 10, "no head that can be read: as float32"
+    assert numbers_in(tmp_path / "scratch") == 0
