@@ -19,7 +19,7 @@ from cellkit.log import LOG
 if TYPE_CHECKING:
     import pandas
 
-OWN_TEST = "raise convert.split.test, or report on the validation images: evaluate.report_split=val"
+LEAST = 3  # images, of which one is to train on, one to choose by and one to report on
 
 
 def handed_in(originals: Mapping[str, Path], split: str, images: CellDataset | None = None) -> list[Original]:
@@ -46,18 +46,40 @@ def handed_in(originals: Mapping[str, Path], split: str, images: CellDataset | N
     """
     if not originals:
         found = [] if images is None else images.select(split).records
+        if not found:
+            _tell_none(split, [] if images is None else [record.split for record in images.records])
         return [Original(r.image_id, r.image_id, (r.height_px, r.width_px), "") for r in found]
     rows = read_originals(originals["originals"])
     chosen = asked_for(rows, split)
-    if not chosen and split != "test":
-        raise UserError(f"no image of the split '{split}' to hand in", f"give more images, or {OWN_TEST}")
     if not chosen:
-        LOG.warning(f"there is no test image: the submission is empty; {OWN_TEST}")
+        _tell_none(split, [row["split"] for row in rows])
     if is_competition(rows, split):
         own = sum(row["split"] == split and row["asked"] == "no" for row in rows)
         more = f"; scored and not handed in: {counted(own, 'other test image')} of this run" if own else ""
         LOG.info(f"handed in: {counted(len(chosen), 'image')} that the competition asks for{more}")
     return chosen
+
+
+def _tell_none(split: str, splits: Sequence[str]) -> None:
+    """Say that no image of a split is there to hand in, and what to do with those that are: of other splits than test an error.
+
+    Raises
+    ------
+    UserError
+        There is no image of another split than test.
+    """
+    there = [name for name in splits if name]
+    if len(there) < LEAST:
+        remedy = f"give {LEAST} images or more: one to train on, one for validation and one for test"
+    else:
+        remedy = f"raise convert.split.{split}"
+        words = {"test": "test", "val": "validation"}
+        others = [name for name in words if name != split and name in there]
+        if others:
+            remedy += f", or report on the {words[others[0]]} images: evaluate.report_split={others[0]}"
+    if split != "test":
+        raise UserError(f"no image of the split '{split}' to hand in", remedy)
+    LOG.warning(f"there is no test image: the submission is empty; {remedy}")
 
 
 def submit_best(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evaluation_cases import CLASSES, SHAPE, images, paths, predictions, truth_of, truths  # noqa: F401
 
-from cellkit.cells.dataset import NO_ACCURACY
+from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.evaluate.classes import classes_found, count_by_class
@@ -91,7 +91,9 @@ def test_what_is_handed_in_follows_the_split_or_the_competitions_own_list(tmp_pa
         ("1", "test_1", SHAPE), ("x", "test_x", None), ("=q", "test_'q", SHAPE),
     ]  # fmt: skip
     assert [one.image_id for one in handed_in({"originals": path}, "train")] == ["train_1"]
-    with pytest.raises(UserError, match="no image of the split 'val' to hand in\n.*evaluate.report_split=val"):
+    with pytest.raises(
+        UserError, match="no image of the split 'val' to hand in\nraise convert.split.val, or .* test .*=test$"
+    ):
         handed_in({"originals": path}, "val")
     assert not capsys.readouterr().err
     path.write_text(TABLE.format(yes="yes", no="no") + ",7,test,,,yes,no picture of it is here\n")
@@ -102,6 +104,29 @@ def test_what_is_handed_in_follows_the_split_or_the_competitions_own_list(tmp_pa
         in said
     )
     assert [one.image_id for one in handed_in({"originals": path}, "train")] == ["train_1"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "remedy"),
+    [
+        (["train"], "give 3 images or more: one to train on, one for validation and one for test"),
+        (["train", "train", ""], "give 3 images or more: one to train on, one for validation and one for test"),
+        (["train", "train", "train"], "raise convert.split.test"),
+        (
+            ["train", "train", "val"],
+            "raise convert.split.test, or report on the validation images: evaluate.report_split=val",
+        ),
+    ],
+)
+@pytest.mark.parametrize("table", [True, False])
+def test_what_to_do_without_a_test_image_is_what_can_be_done(tmp_path, images, capsys, splits, remedy, table):
+    records = [replace(images.records[0], image_id=str(k), split=split) for k, split in enumerate(splits)]
+    here = CellDataset(records, images.instances[:1] * len(records), CLASSES)
+    path = tmp_path / "originals.csv"
+    rows = [f"{k},{k},{split},12,16,," for k, split in enumerate(splits)]
+    path.write_text("\n".join([TABLE.splitlines()[0], *rows]))
+    assert handed_in({"originals": path} if table else {}, "test", here) == []
+    assert capsys.readouterr().err.rstrip().endswith(f"the submission is empty; {remedy}")
 
 
 def test_an_image_that_could_not_be_read_has_an_empty_row_and_is_named(tmp_path, capsys):
