@@ -182,9 +182,14 @@ def of_test(side: CellDataset) -> tuple[CellDataset, str]:
     kept = [k for k, one in enumerate(is_test) if one]
     others = [r.split or "excluded" for r, one in zip(side.records, is_test, strict=True) if not one]
     if not kept:
+        only = ", ".join(sorted(set(others)))
+        lists = [f"coco/{split}.json" for split in ("val", "train") if split in others]
+        there = next((path for name in lists if (path := (side.run or Path()) / name).is_file()), None)
         raise UserError(
-            f"{side.path} has no test image of the run, only {', '.join(sorted(set(others)))}",
-            "say which images to hand in: --images DIR, or --coco FILE such as coco/val.json of the run",
+            f"{side.path} has no test image of the run, {f'only {only}' if only else 'and no other image'}",
+            f"say which images to hand in: --images DIR{f', or --coco {there}' if there else ''}"
+            if only
+            else "predict the images to hand in: cellkit predict RUN:NAME IMAGES -o FILE.json, and submit that",
         )
     of = ", ".join(sorted(set(others)))
     problem = f"{counted(len(kept), 'test image')} handed in, not {counted(len(others), 'other')} of the run ({of})"

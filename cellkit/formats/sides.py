@@ -182,6 +182,9 @@ def match_sides(truth: CellDataset, found: CellDataset, common: bool = False) ->
     unscored = frozenset(map(same, {**truth.unscored, **found.unscored}))
     missing = [r.image_id for k, r in enumerate(truth.records) if k not in places and not _is_one_of(r, unscored)]
     extra = [r.image_id for k, r in enumerate(found.records) if k not in used and not _is_one_of(r, unscored)]
+    if not truth.records or not found.records:
+        empty = next(side for side in (truth, found) if not side.records)
+        raise UserError(f"{empty.path} holds no image", "give a file with the images that the other has")
     if not places:
         raise UserError(
             f"none of the {len(extra)} images of {found.path} ({first_names(extra)}) is in {truth.path} ({first_names(missing)})",

@@ -66,6 +66,28 @@ def test_a_fusion_of_a_run_s_predictions_hands_in_its_test_images_alone(tmp_path
         assert code == 0 and ids(tmp_path / "s.csv") == ["007", "008", "t1"] and "not 1 other of the run (val)" in err
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_without_a_test_image_names_lists_that_are_there_and_one_without_any_none(tmp_path, said, there):
+    run, cells = Run(tmp_path / "run"), Instances.from_labels(np.eye(32, dtype=np.int32))
+    records = [ImageRecord(n, f"images/{n}.png", 32, 32, split=s) for n, s in (("a", "train"), ("b", "val"))]
+    stage = run.start("01_convert", ConvertConfig())
+    stage.done(records=write_records(stage.path("records.csv"), records))
+    path = write_results(tmp_path / "run/predictions/a.json", [2], [cells])
+    coco = tmp_path / "run/coco/val.json"
+    if there:
+        write_coco(coco, records[1:], [cells.with_classes(1)], ("cell",))
+    code, _, err = said("submit", path, "--profile", "sartorius", "-o", tmp_path / "s.csv")
+    assert code == 2 and "no test image of the run, only val" in err
+    assert err.rstrip().endswith(f"--images DIR, or --coco {coco}" if there else "--images DIR")
+    write_records(tmp_path / "run/records.csv", records[:1])
+    path = write_results(tmp_path / "run/predictions/a.json", [], [])
+    code, _, err = said("submit", path, "--profile", "sartorius", "-o", tmp_path / "s.csv")
+    assert code == 2 and "no test image of the run, and no other" in err and "cellkit predict RUN:NAME" in err
+    if there:
+        code, _, err = said("submit", path, "--profile", "sartorius", "-o", tmp_path / "s.csv", "--coco", coco)
+        assert code == 2 and f"{path} holds no image" in err
+
+
 def test_cells_of_resized_pictures_are_refused_also_after_a_fusion(tmp_path, said):
     a, b = (predictions(tmp_path / f"{name}.json", ({"scale": 0.5},) * 4) for name in "ab")
     assert said("fuse", a, b, "-o", tmp_path / "both.json")[0] == 0
