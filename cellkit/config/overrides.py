@@ -13,6 +13,7 @@ from cellkit.errors import UserError
 READ_OTHERS = ("convert", "evaluate")  # sections of notebooks that read those of others too
 
 _LAST: list[str] = []  # keys of the overrides that this process read last
+_LOADED: list[tuple[Any, str, dict[str, Any]]] = []  # the configuration that it read last, its file and overrides
 
 
 def table_of(overrides: Any) -> dict[str, Any]:
@@ -72,3 +73,13 @@ def unread_by(stage: str) -> list[str]:
     if own is None or own in READ_OTHERS:
         return []
     return [key for key in _LAST if key.split(".")[0] in set(STAGES.values()) - {own}]
+
+
+def note_loaded(cfg: Any, path: str, overrides: Mapping[str, Any]) -> None:
+    """Let `last_loaded` tell of this configuration from here on."""
+    _LOADED[:] = [(cfg, path, dict(overrides))]
+
+
+def last_loaded() -> tuple[Any, str, dict[str, Any]]:
+    """Return the configuration that this process read last, the path of its file, and the overrides; None, "", {} without one."""
+    return _LOADED[0] if _LOADED else (None, "", {})

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cellkit.config.overrides import said_twice, table_of
+from cellkit.config.overrides import note_loaded, said_twice, table_of
 from cellkit.config.parts import refuse_drawn_data, with_unlabelled
 from cellkit.config.recipes import recipe_sections, with_recipes
 from cellkit.config.sections import BACKEND_SECTIONS, SHARED, SOME_SHARE, STAGES, Config, config_class, section_class
@@ -238,8 +238,7 @@ def load_config(
     path = here(path)
     settings = read_yaml(path)
     _count_from(settings, path.parent)
-    written = getattr(overrides, "written", {})
-    overrides = table_of(overrides or {})
+    written, overrides = getattr(overrides, "written", {}), table_of(overrides or {})
     for key, value in overrides.items():
         _override(settings, key, value, written.get(key))
     recipes = recipe_sections(notebooks)
@@ -254,7 +253,9 @@ def load_config(
         raise_or_collect(*problems)
         raise problems[0]
     refuse_drawn_data(cfg, path)
-    return with_unlabelled(cfg, path)
+    cfg = with_unlabelled(cfg, path)
+    note_loaded(cfg, str(path.absolute()), overrides)
+    return cfg
 
 
 def set_strings(strings: Iterable[str]) -> dict[str, Any]:

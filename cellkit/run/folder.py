@@ -51,6 +51,7 @@ from cellkit.manifest import (
 )
 from cellkit.modules import code_sha256
 from cellkit.outdated import outdated_stages
+from cellkit.run.by_hand import note_configuration
 from cellkit.run.moved import place_now, renamed, with_old_paths
 from cellkit.run.notebooks import context_of, maker_of
 from cellkit.under_way import measured, note_running
@@ -203,6 +204,7 @@ class Stage:
         self._prepare()
         if not context:
             note_attempt(run.folder, name, self._context["attempt"], status="running", started=self._entry["started"])
+            note_configuration(run.folder, name, section)
 
     @property
     def settings(self) -> Any:

@@ -177,3 +177,28 @@ def test_overrides_of_other_notebooks_are_named(caplog, overrides, told):
     assert ("does not read" in caplog.text) == bool(told) and told in caplog.text
     Run("runs/demo").start(ONE, cfg.convert).done()
     assert caplog.text.count("does not read") == bool(told), "01 looks at all settings"
+
+
+def test_a_run_made_by_hand_tells_its_configuration_and_the_overrides_of_each_notebook():
+    def begin(name: str, overrides: dict) -> Stage:
+        cfg = load_config("configs/demo.yaml", overrides).section(SECTIONS[name])
+        stage = Run("runs/demo").start(name, cfg)
+        stage.done()
+        return stage
+
+    begin(ONE, {"seed": 1, "convert.scale": 0.5})
+    assert states() == states(config_path="configs/demo.yaml", overrides={"seed": 1, "convert.scale": 0.5})
+    assert states()[ONE] == ("fresh", "")
+    begin(TWO, {"label.min_area_px": 7, "seed": 1})
+    begin(THREE, {"finetune.steps": 2, "seed": 1})
+    asked = read_manifest(Path("runs/demo"))["run"]
+    assert asked["config"] == str(Path("configs/demo.yaml").absolute())
+    assert asked["overrides"] == {"seed": 1, "convert.scale": 0.5, "label.min_area_px": 7, "finetune.steps": 2}
+    assert {state for state, _ in states().values()} == {"fresh"}
+    begin(TWO, {"seed": 1})  # its own is taken back
+    assert "label.min_area_px" not in read_manifest(Path("runs/demo"))["run"]["overrides"]
+    changed = load_config("configs/demo.yaml").label.model_copy(update={"min_area_px": 9})
+    Run("runs/demo").start(TWO, changed)
+    assert read_manifest(Path("runs/demo"))["run"]["overrides"]["seed"] == 1, "of no file: nothing is noted"
+    begin(TWO, {})
+    assert "seed" not in read_manifest(Path("runs/demo"))["run"]["overrides"]
