@@ -10,6 +10,7 @@ import numpy as np
 from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import MIXED, OVERALL
+from cellkit.errors import counted
 from cellkit.evaluate.evaluation import of_images, without_proposals
 from cellkit.models import order_models
 from cellkit.scores.matching import class_accuracy, class_errors
@@ -18,8 +19,17 @@ if TYPE_CHECKING:
     import pandas
 
 
-def describe_accuracy(accuracy: float, cells: int) -> str:
-    """Say how often the class of a matched cell is right.
+def describe_accuracy(accuracy: float, cells: int, truth: CellDataset | None = None) -> str:
+    """Say how often the class of a matched cell is right, or why that cannot be told.
+
+    Parameters
+    ----------
+    accuracy : float
+        From `class_accuracy`.
+    cells : int
+        That were matched.
+    truth : CellDataset, optional
+        The validation images that judge: where there are none, or where they know one class alone, that is said.
 
     Examples
     --------
@@ -28,6 +38,10 @@ def describe_accuracy(accuracy: float, cells: int) -> str:
     >>> describe_accuracy(float("nan"), 0)
     'class: no cell of known class is matched (IoU > 0.5, validation images), so nothing is known yet'
     """
+    if truth is not None and len(truth.classes) < 2:
+        return f"class: {counted(len(truth.classes), 'class', 'classes')}, nothing to tell apart"
+    if truth is not None and not len(truth):
+        return "class: there is no labelled validation image, so nothing is known yet"
     if not cells:
         return "class: no cell of known class is matched (IoU > 0.5, validation images), so nothing is known yet"
     return f"class of {cells} matched cells (IoU > 0.5, validation images): {accuracy:.1%} right"

@@ -15,6 +15,7 @@ from cellkit.evaluate.classes import (
     classes_found,
     corrected_counts,
     count_by_class,
+    describe_accuracy,
     images_to_count,
     totals_by_class,
 )
@@ -239,6 +240,20 @@ def test_no_matched_cell_has_no_accuracy(truths):
     far = Instances.from_labels(np.eye(*SHAPE, dtype=int), class_ids=[1])
     right = classes_found({"m": dict.fromkeys("abcd", far)}, truths)
     assert (right["m"]["val"]["accuracy"], right["m"]["val"]["cells"]) == (None, 0)
+
+
+def test_where_a_class_cannot_be_told_the_reason_is_said(truths):
+    val = truths["val"]
+    assert describe_accuracy(0.5, 4, val) == describe_accuracy(0.5, 4) and "50.0% right" in describe_accuracy(0.5, 4)
+    none = float("nan"), 0
+    assert (
+        describe_accuracy(*none, val.subset([]))
+        == "class: there is no labelled validation image, so nothing is known yet"
+    )
+    one = CellDataset(val.records, [cells.with_classes(1) for cells in val.instances], val.classes[:1])
+    for judges in (one, one.subset([])):
+        assert describe_accuracy(1.0, 4, judges) == "class: 1 class, nothing to tell apart"
+    assert "no cell of known class is matched" in describe_accuracy(*none, val)
 
 
 def test_how_many_of_each_line(predictions, truths):
