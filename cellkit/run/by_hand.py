@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from cellkit.config.recipes import RECIPES
 from cellkit.config.sections import STAGES
 from cellkit.errors import UserError
 from cellkit.files import write_json
+from cellkit.machine import here
 from cellkit.manifest import MANIFEST, read_manifest
 
 
@@ -35,7 +35,7 @@ def note_configuration(folder: Path, stage: str, section: Any) -> None:
         "config": config,
         "run_dir": str(folder.absolute()),
         "overrides": kept | json.loads(json.dumps(overrides, default=str)),
-        "folder": os.getcwd(),
+        "folder": str(here(".").absolute()),  # from which relative paths count, in a notebook too
     }
     write_json(folder / MANIFEST, manifest, indent=1)
 

@@ -202,3 +202,12 @@ def test_a_run_made_by_hand_tells_its_configuration_and_the_overrides_of_each_no
     assert read_manifest(Path("runs/demo"))["run"]["overrides"]["seed"] == 1, "of no file: nothing is noted"
     begin(TWO, {})
     assert "seed" not in read_manifest(Path("runs/demo"))["run"]["overrides"]
+
+
+def test_relative_paths_of_a_run_made_in_a_notebook_count_from_the_folder_of_the_project(monkeypatch, here):
+    monkeypatch.setattr("cellkit.machine.in_jupyter", lambda: True)
+    monkeypatch.chdir("notebooks")
+    Run("runs/demo").start(ONE, load_config("configs/demo.yaml").convert).done()
+    asked = read_manifest(here / "runs/demo")["run"]
+    assert asked["folder"] == str(here) and asked["config"] == str(here / "configs/demo.yaml")
+    release(here / "runs/demo")
