@@ -324,7 +324,9 @@ def test_a_page_written_again_tells_its_own_run_and_not_the_one_before(tmp_path)
     run.start("01_convert", load_config(demo, {}).convert).done()
 
     def written(submit: str, skipped: list, fused: bool) -> tuple[str, list[str]]:
-        stage = run.start("06_evaluate_map_iou", load_config(demo, {"evaluate.submit": submit}).evaluate)
+        stage = run.start(
+            "06_evaluate_map_iou", load_config(demo, {"evaluate.submit": submit} if submit else {}).evaluate
+        )
         stage.quarantine(skipped)
         listed = {"fused": write_results(stage.path("predictions/fused.json"), [], [])} if fused else {}
         page = report.write_report(stage)
@@ -335,7 +337,8 @@ def test_a_page_written_again_tells_its_own_run_and_not_the_one_before(tmp_path)
 
     first, models = written("fused", [Quarantined("HEK_03", "cut short")], fused=True)
     assert "evaluate.submit fused best" in first and "HEK_03: cut short" in first and models == ["fused"]
-    again, models = written("best", [], fused=False)
+    assert "Configuration: demo.yaml, overrides: {'evaluate.submit': 'fused'}." in first
+    again, models = written("", [], fused=False)
     assert "evaluate.submit" not in again and "HEK_03" not in again and models == []
     assert "was still running" in again and "06_evaluate_map_iou 0." not in again
     kept = Page(report.page(results.RunFiles(run.folder))).text
