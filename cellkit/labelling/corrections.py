@@ -114,19 +114,22 @@ def read_corrections(
     confirmed, strange = _confirmed(images.records, of_image, folder)
     unused += strange
     copied = chosen_cells(folder)
-    corrections = {}
+    corrections, proposed = {}, set()  # and the files whose images keep their proposals
     for record, found in zip(images.records, proposals, strict=True):
         files = of_image.get(record.image_id, [])
         painted = None if found is None else Instances.from_labels(found.paint())
         chosen, refused, pictures = _choose(files, record, painted, copied, images.root / record.path)
         seen = chosen is not None and (chosen.by_person or record.image_id in confirmed)
-        left = "" if seen or record.cell_type == MIXED else "; until then its image has the proposal"
-        unused += [Quarantined(path.relative_to(folder).as_posix(), f"{why}{left}") for path, why in refused]
+        names = [path.relative_to(folder).as_posix() for path, _ in refused]
+        unused += [Quarantined(name, why) for name, (_, why) in zip(names, refused, strict=True)]
+        proposed |= set() if seen or record.cell_type == MIXED else set(names)
         beside += [path.relative_to(folder).as_posix() for path in pictures]
         if chosen is not None and (seen or not refused):  # a proposal beside what somebody saved is not what they left
             corrections[record.image_id] = replace(chosen, by_person=seen)
     unused.sort(key=lambda item: item.item)
     _refuse_none(corrections, folder, images.records, unused)
+    left = "; until then its image has the proposal"
+    unused = [replace(one, reason=f"{one.reason}{left}") if one.item in proposed else one for one in unused]
     return corrections, unused, sorted(beside)
 
 
