@@ -21,6 +21,7 @@ from cellkit.errors import Quarantined, UserError, counted, plain_reason
 from cellkit.files import sha256_file
 from cellkit.formats.labels import chosen_cells
 from cellkit.labelling.label_files import CONFIRMED, WANTED, ImageNames, match_files, why_unused
+from cellkit.labelling.pictures import are_labels, is_picture, is_shown
 from cellkit.log import LOG
 
 ORDER = (
@@ -83,7 +84,7 @@ def corrections_folder(use: str) -> Path | None:
 
 
 def read_corrections(
-    images: CellDataset, proposals: Sequence[Instances | None], folder: Path
+    images: CellDataset, proposals: Sequence[Instances | None], folder: Path, sources: Container[Path] = ()
 ) -> tuple[dict[str, Correction], list[Quarantined], list[str]]:
     """Read what a folder holds for the given images.
 
@@ -94,6 +95,8 @@ def read_corrections(
         The model's, one per image: what was corrected. None: not known yet; the image's files then count as a person's.
     folder : Path
         Looked through with all folders below it.
+    sources : container of Path
+        Files that the images are read from, where they are not converted yet.
 
     Returns
     -------
@@ -118,7 +121,10 @@ def read_corrections(
     for record, found in zip(images.records, proposals, strict=True):
         files = of_image.get(record.image_id, [])
         painted = None if found is None else Instances.from_labels(found.paint())
+        shown = [path for _, path in files if path.resolve() in sources]
+        files = [(kind, path) for kind, path in files if path not in shown]
         chosen, refused, pictures = _choose(files, record, painted, copied, images.root / record.path)
+        pictures += shown
         seen = chosen is not None and (chosen.by_person or record.image_id in confirmed)
         names = [path.relative_to(folder).as_posix() for path, _ in refused]
         unused += [Quarantined(name, why) for name, (_, why) in zip(names, refused, strict=True)]
@@ -279,7 +285,9 @@ def _choose(
             cells, labels, saved, marked, classes = _read(kind, path, record)
         except UserError as error:
             why = plain_reason(str(error))
-            shown = kind == "plain" and len(files) > 1 and _is_picture(path, picture, record)
+            shown = kind == "plain" and (
+                is_picture(path, picture, record) if len(files) > 1 else is_shown(path, picture)
+            )
             pictures.append(path) if shown else refused.append((path, why))
             continue
         whole, maker, sha256 = copied.get(path.stem) or copied.get(record.image_id, (None, "", ""))
@@ -296,7 +304,7 @@ def _choose(
         except UserError as error:
             refused.append((path, plain_reason(str(error))))
             continue
-        if kind == "plain" and len(files) > 1 and not _are_labels(cells):
+        if kind == "plain" and not are_labels(cells) and (len(files) > 1 or is_shown(path, picture, True)):
             pictures.append(path)
             continue
         read.append(Correction(cells, labels, path, by_person, classes))
@@ -348,29 +356,6 @@ def _read(kind: str, path: Path, record: ImageRecord) -> tuple[Instances, np.nda
     return cells.with_classes(0).with_scores(1.0), labels, saved, maker, classes
 
 
-def _is_picture(path: Path, picture: Path, record: ImageRecord) -> bool:
-    """Tell whether a file that cannot be read as labels is the picture of its image.
-
-    That of the run, one in colour, a stack, one of several channels, or one in grey whose pixels all differ.
-    """
-    from cellkit.formats.labels import NOISE_PX, is_noise
-    from cellkit.microscope.open import open_file
-
-    if picture.is_file() and path.read_bytes() == picture.read_bytes():
-        return True
-    try:
-        with open_file(path) as opened:
-            series = opened.info.series[0]
-            if "S" in series.axes:
-                return (series.size("Y"), series.size("X")) == (record.height_px, record.width_px)
-            if len(series.channels) > 1 or series.size("Z") > 1 or series.size("T") > 1:
-                return True
-            plane = opened.plane(0, 0, 0, 0)
-            return plane.size >= NOISE_PX and is_noise(plane)
-    except UserError:
-        return False
-
-
 def same_cells(a: Instances, b: Instances) -> bool:
     """Tell whether two sets of cells of one image are the same masks, in whatever order, and alike in what is not annotated."""
     from cellkit.scores.iou import overlaps
@@ -378,13 +363,3 @@ def same_cells(a: Instances, b: Instances) -> bool:
     pairs = overlaps(a, b)
     exact = int(np.count_nonzero(pairs.shared_px == pairs.union_px))
     return len(a) == len(b) == exact and np.array_equal(a.unknown, b.unknown)
-
-
-def _are_labels(cells: Instances) -> bool:
-    """Tell a label image from a grey picture read as one: in a picture each value lies in many pieces."""
-    from skimage.measure import label
-
-    from cellkit.formats.labels import is_noise
-
-    labels = cells.paint()
-    return not is_noise(labels) and label(labels, connectivity=2).max(initial=0) <= 2 * len(cells) + 4

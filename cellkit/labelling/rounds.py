@@ -259,8 +259,8 @@ def write_to_correct(run: Any, use: str, images: CellDataset, proposals: Sequenc
     if use == "truth":
         return (
             "The labels came with the images: correct them where they lie, and run 01 again. (Images without any are not in\n"
-            "this run. To have labels proposed for them, set label.use to the folder of your labels, such as truth; with\n"
-            "label.use: proposed all images have proposals.)"
+            "this run. To have labels proposed for them, set label.use to the folder of your labels, such as\n"
+            "my_cells/truth; with label.use: proposed all images have proposals.)"
         )
     if use != "proposed":
         return f"The labels come from {use}: go on there, save, and run 02 again."

@@ -108,7 +108,9 @@ def _check_corrections(outlook: Outlook, folder: Path) -> set[str]:
     except UserError:
         former = {}
     proposed = {name: cells for name, (cells, maker, _) in former.items() if maker == "proposed"}
-    found, unused, _ = read_corrections(images, [proposed.get(record.image_id) for record in records], folder)
+    unlabelled = {path.resolve() for item in outlook.items if item.bare for path in item.files}
+    painted = [proposed.get(record.image_id) for record in records]
+    found, unused, _ = read_corrections(images, painted, folder, unlabelled)
     for (problem, remedy), names in grouped_alike(groupby(unused, "reason", "item")):
         outlook.add(
             WARNING, f"{outlook.cfg.label.use}: {first_names(names)} cannot be used: {problem}", remedy, "label.use"

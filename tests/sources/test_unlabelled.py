@@ -1,5 +1,7 @@
 """Images without labels among others with: left out where the truth is used, else kept, and the others are split as ever."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from layout_cases import LABELS, config, listed, save
@@ -9,6 +11,7 @@ from cellkit.config.reading import load_config
 from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
 from cellkit.labelling.annotate import choose_labels
+from cellkit.labelling.corrections import read_corrections
 from cellkit.sources.ingest import convert_images, list_images
 
 NAMES = [f"plate{k // 4}/{k:02}" for k in range(16)]
@@ -90,3 +93,35 @@ def test_to_keep_what_no_labels_are_for_is_refused(tmp_path):
     (tmp_path / "c.yaml").write_text("convert: {source: folder, unlabelled: keep}")
     with pytest.raises(UserError, match="unlabelled is keep, and label.use is truth, which has no labels for those"):
         load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, "colour"])
+def test_a_picture_without_labels_is_no_label_where_both_lie_in_one_folder(tmp_path, kind):
+    discs = np.zeros((48, 56), np.int32)
+    for k, (y, x) in enumerate([(10, 12), (12, 40), (34, 20), (36, 44)], 1):
+        discs[np.hypot(*np.ogrid[-y : 48 - y, -x : 56 - x]) < 7] = k
+    for k in range(6):
+        grey = 20 + 90 * (discs > 0) + np.random.default_rng(k).integers(0, 40, discs.shape)
+        grey = (
+            np.stack([grey, grey // 2, grey], axis=-1) if kind == "colour" else grey * (kind == np.uint16 and 30 or 1)
+        )
+        name = tmp_path / f"in/p{k}.{'tif' if kind == np.uint16 else 'png'}"
+        save(name, grey.astype(np.uint8 if kind == "colour" else kind))
+        if k % 3:
+            write_labels(tmp_path / f"in/p{k}_masks.tif", discs)
+    nuclei = "red" if kind == "colour" else 0
+    made = convert_images(config("folder", nuclei, unlabelled="keep"), tmp_path / "in", tmp_path / "run")
+    assert len(made.images) == 6
+    blank = [Instances.empty(discs.shape)] * 6
+    found, unused, beside = read_corrections(made.images, blank, tmp_path / "in")
+    assert sorted(found) == ["p1", "p2", "p4", "p5"] and not unused and len(beside) == 6
+    sources = {path.resolve() for path in (tmp_path / "in").glob("p[03].*")}
+    before = replace(made.images, root=tmp_path / "nothing is converted yet")
+    found, unused, beside = read_corrections(before, blank, tmp_path / "in", sources)
+    assert sorted(found) == ["p1", "p2", "p4", "p5"] and not unused and len(beside) == 6
+    write_labels(tmp_path / "in" / "p0.tif", discs) if kind == np.uint16 else write_labels(
+        tmp_path / "in/p0_masks.tif", discs
+    )
+    assert "p0" in read_corrections(made.images, blank, tmp_path / "in")[0], (
+        "labels are labels, whatever they are called"
+    )
