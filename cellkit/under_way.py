@@ -45,6 +45,13 @@ def note_reading(path: str | Path, key: str = "", by: str = "", name: str = "") 
         stage.note_reading(Path(path), key, by, name)
 
 
+def note_no_effect(*keys: str) -> None:
+    """Note settings of the stage under way that made no difference to it: another value makes it no stale one."""
+    stage = _stage()
+    if stage is not None:
+        stage.note_no_effect(keys)
+
+
 def workers_of_stage() -> int:
     """Return how many processes share the images of the stage under way, as its section says; 1 without a stage."""
     return getattr(_stage(), "workers", 1)

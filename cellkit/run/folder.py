@@ -132,7 +132,7 @@ class Run:
         listed = self._listed()
         keys = sorted(key for key in listed if fnmatchcase(key, pattern))
         if self._stage:
-            self._stage._note_pattern(pattern, keys)
+            self._stage._entry["patterns"][pattern] = keys
         return {key: self._use(key, *listed[key]) for key in keys}
 
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -264,6 +264,10 @@ class Stage:
         value = {"settings_before": names, "sha256": settings_sha256(self.run.folder, names)}
         self._note_input("settings", {"path": MANIFEST, **value})
 
+    def note_no_effect(self, keys: Iterable[str]) -> None:
+        """Note which settings of its section made no difference; see `cellkit.under_way.note_no_effect`."""
+        self._entry["no_effect"] = sorted(keys)
+
     def _note_own(self, name: str) -> None:
         """Note a place in the run folder: the earlier stage's output that holds it, else the place itself."""
         if name == "." or name.split("/")[0] in RESERVED:
@@ -285,10 +289,9 @@ class Stage:
 
     def quarantine(self, items: Iterable[Quarantined]) -> None:
         """Record items that were skipped; the run ends with exit code 3."""
-        known = self._entry["quarantined"]
-        new = ({"item": str(item.item), "reason": item.reason} for item in items)
-        for item in new:
-            known += [] if item in known else [item]  # a cell may be run twice
+        for one in items:
+            item = {"item": str(one.item), "reason": one.reason}
+            self.quarantined.extend([] if item in self.quarantined else [item])  # a cell may be run twice
 
     def done(self, **outputs: str | Path | None) -> None:
         """Finish: hash everything written, move it to its place, list it in the manifest. The notebook's last call.
@@ -398,9 +401,6 @@ class Stage:
         if self._entry["inputs"].get(key) != value:
             self._entry["inputs"][key] = value
             self._write_note()
-
-    def _note_pattern(self, pattern: str, keys: list[str]) -> None:
-        self._entry["patterns"][pattern] = keys
 
     def _source(self, name: str) -> Path:
         return self.root / name if (self.root / name).exists() else self.run.folder / name

@@ -157,10 +157,15 @@ def _other_versions(then: Mapping[str, str]) -> str:
 
 
 def _section_differences(entry: Mapping[str, Any], new: Any, name: str) -> list[str]:
-    """Name the keys of a section that differ. A data folder is compared by what is in it, not by its name."""
+    """Name the keys of a section that differ. A data folder is compared by what is in it, not by its name.
+
+    Keys that the stage noted to be without effect, see `cellkit.under_way.note_no_effect`, are not compared.
+    """
     old = entry["config"]
     if any(value.get("by") == "data" for value in entry["inputs"].values()) and {"data"} <= set(old) & set(new):
         old, new = {**old, "data": None}, {**new, "data": None}
+    if no_effect := dict.fromkeys(entry.get("no_effect", ())):
+        old, new = {**old, **no_effect}, {**new, **no_effect}
     return _differences(old, new, name)
 
 

@@ -44,7 +44,8 @@ from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
 from cellkit.sources.pseudo_labels import pseudo_folder, pseudo_images
 from cellkit.sources.source_tables import list_originals, sample_ids
-from cellkit.sources.unlabelled import NO_TRUTH, refuse_untaught, with_truth
+from cellkit.sources.unlabelled import NO_TRUTH, makes_difference, refuse_untaught, with_truth
+from cellkit.under_way import note_no_effect
 
 
 # ---- which layout ----------------------------------------------------------------------------------------------------
@@ -102,6 +103,7 @@ def convert_images(
         The run folder, or ``stage.root`` which stands for it.
     settings : Config, optional
         The whole configuration: a set too small for it is refused before anything is converted (`assign_splits.check_enough`).
+        The stage under way notes whether ``unlabelled`` makes a difference.
 
     Returns
     -------
@@ -141,6 +143,8 @@ def convert_images(
         text: item.source for item, entry in zip(items, entries, strict=True) if entry for text in entry["left_out"]
     }
     done = [_from_entry(entry) for entry in entries if entry is not None]
+    if settings is not None:
+        note_no_effect(*([] if makes_difference(items, done) else ["unlabelled"]))
     done, bare = with_truth(items, done, config)
     quarantined += bare
     _name_unusable(quarantined, items)

@@ -58,6 +58,27 @@ def with_truth(items: Sequence[SourceImage], done: list, config: ConvertConfig) 
     return [result for result in done if keep or result[1] is not None or result[0].split == "test"], named
 
 
+def makes_difference(items: Sequence[SourceImage], done: Sequence) -> bool:
+    """Tell whether ``convert.unlabelled`` decides about any image: one without labels, among others with.
+
+    Test images that the source itself calls so do not count: they stay, whatever it says.
+
+    Parameters
+    ----------
+    items : sequence of SourceImage
+        All of the source.
+    done : sequence of tuple
+        Record and instances (or None) of each image that could be read, and more.
+    """
+    tests = {item.image_id for item in items if item.is_own_test}
+    by_name = {item.image_id: not item.bare for item in items if not item.is_left}
+    found = {record.image_id: cells is not None for record, cells, *_ in done}
+    return any(
+        any(known.values()) and not all(labelled or name in tests for name, labelled in known.items())
+        for known in (by_name, found)
+    )
+
+
 def refuse_untaught(items: Sequence[SourceImage], settings: Config) -> None:
     """Refuse a teacher under ``label.use: truth`` where images without labels, which it would label, would be left out.
 

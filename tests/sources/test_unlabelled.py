@@ -1,6 +1,7 @@
 """Images without labels among others with: left out where the truth is used, else kept, and the others are split as ever."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from cellkit.errors import UserError
 from cellkit.formats.label_images import write_labels
 from cellkit.labelling.annotate import choose_labels
 from cellkit.labelling.corrections import read_corrections
-from cellkit.sources.ingest import convert_images, list_images
+from cellkit.manifest import release
+from cellkit.run.folder import Run
+from cellkit.run.stale import check
+from cellkit.sources.ingest import convert_images, list_images, locate_source
 
 NAMES = [f"plate{k // 4}/{k:02}" for k in range(16)]
 
@@ -125,3 +129,31 @@ def test_a_picture_without_labels_is_no_label_where_both_lie_in_one_folder(tmp_p
     assert "p0" in read_corrections(made.images, blank, tmp_path / "in")[0], (
         "labels are labels, whatever they are called"
     )
+
+
+@pytest.mark.parametrize(
+    ("without", "state"),
+    [("", "fresh"), ("train val test", "fresh"), ("test", "fresh"), ("train0", "stale"), ("train0 test", "stale")],
+)
+@pytest.mark.parametrize(("then", "now"), [("truth", "proposed"), ("proposed", "truth"), ("truth", "in/masks")])
+def test_label_use_makes_01_stale_only_where_it_decides_about_an_image(
+    tmp_path, monkeypatch, without, state, then, now
+):
+    monkeypatch.chdir(tmp_path)
+    for k, split in enumerate(("train", "val", "test") * 2):
+        save(
+            tmp_path / f"in/{split}/{split}{k}.png", np.random.default_rng(k).integers(0, 255, (24, 32), dtype=np.uint8)
+        )
+        if not {split, f"{split}{k}"} & set(without.split()):
+            write_labels(tmp_path / f"in/{split}/{split}{k}_masks.tif", LABELS)
+    Path("c.yaml").write_text("data: in\nclasses: [a]\nconvert: {source: folder, channels: {nuclei: 0}}")
+    settings = load_config("c.yaml", {"label.use": then})
+    stage = Run("run").start("01_convert", settings.convert)
+    made = convert_images(settings.convert, locate_source(settings.convert, stage), stage.root, settings)
+    stage.quarantine(made.quarantined)
+    stage.done(images=stage.path("images"))
+    release(Path("run"))
+    one = check("run", "c.yaml", {"label.use": now})[0]
+    assert one.state == state and ("convert.unlabelled" in one.why) == (state == "stale"), one.why
+    assert check("run", "c.yaml", {"label.use": then})[0].state == "fresh"
+    assert "convert.scale" in check("run", "c.yaml", {"label.use": now, "convert.scale": 0.5})[0].why
