@@ -193,7 +193,7 @@ class ConvertConfig(Section):
     max_images: int | None = Field(
         None,
         ge=1,
-        description="most images per cell type, chosen by their names so that an image more moves few; null = all",
+        description="most images per cell type, and as many without labels, by names so that one more moves few; null = all",
     )
     max_plane_px: int = Field(
         2**28,

@@ -24,7 +24,8 @@ def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[S
     """Keep at most `max_images` per cell type, each chosen by its own name alone, in the order given.
 
     So an image that is added takes the place of one other, or of none. Each of the source's own splits keeps its share, and
-    at least one image while there are enough; what they leave out goes.
+    at least one image while there are enough; what they leave out goes. Images without labels among others with are counted by
+    themselves: which of the others stay does not depend on whether these are kept.
     Test images that the source itself calls so, and that have no truth while others have, all stay: each needs a prediction.
     """
     if max_images is None:
@@ -35,10 +36,10 @@ def limit_images(items: Sequence[SourceImage], max_images: int | None) -> list[S
         LOG.warning(
             f"convert.max_images: {counted(len(kept), 'test image')} without truth kept, as each needs a prediction"
         )
-    by_type: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    by_type: dict[tuple[str, bool], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, item in enumerate(items):
         if item.split != UNUSED and position not in kept:
-            by_type[item.cell_type][item.split].append(position)
+            by_type[item.cell_type, item.bare][item.split].append(position)
     for splits in by_type.values():
         counts = _shares_of([len(positions) for positions in splits.values()], max_images)
         for positions, count in zip(splits.values(), counts, strict=True):

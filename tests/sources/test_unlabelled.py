@@ -47,6 +47,26 @@ def test_they_are_kept_where_asked_and_the_others_are_split_as_without_them(in_p
     assert {kept[name] for name in bare} >= {"train"}
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 9])
+def test_max_images_chooses_and_splits_the_others_as_without_them(in_part, most):
+    bare = {f"images/{name}.png" for name in NAMES[::3]}
+    without, kept = (splits(in_part, max_images=most, unlabelled=unlabelled) for unlabelled in (None, "keep"))
+    labelled = {name: split for name, split in kept.items() if name not in bare}
+    assert labelled == {name: split for name, split in without.items() if name not in bare}
+    assert (len(labelled), len(kept)) == (most, most + min(most, len(bare)))
+
+
+@pytest.mark.parametrize("most", [6, 8])
+def test_max_images_of_a_source_with_a_split_of_its_own_chooses_the_others_as_without_them(tmp_path, most):
+    for k, split in enumerate(("train", "val", "test", "train") * 4):
+        save(tmp_path / f"in/{split}/{split}{k}.png")
+        if k % 3:
+            write_labels(tmp_path / f"in/{split}/{split}{k}_masks.tif", LABELS)
+    of = [listed(tmp_path / "in", config("folder", max_images=most, unlabelled=one)) for one in (None, "keep")]
+    first, second = ({name: item.split for name, item in one.items() if not item.bare} for one in of)
+    assert first == second and len(first) == most
+
+
 def test_one_goes_with_its_group(in_part):
     kept = splits(in_part, unlabelled="keep", split_by="group")
     assert all(len({kept[f"images/{name}.png"] for name in NAMES[k : k + 4]}) == 1 for k in range(0, 16, 4))
