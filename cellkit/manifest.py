@@ -117,7 +117,9 @@ def commit(run_dir: Path, name: str) -> None:
             (run_dir / path).parent.mkdir(parents=True, exist_ok=True)
             os.replace(root / path, run_dir / path)
     manifest["stages"][name] = plan["entry"]
-    manifest["attempts"].pop(name, None)
+    attempt = manifest["attempts"].pop(name, {})
+    if "run" in attempt and attempt.get("attempt") == plan["entry"]["attempt"]:  # what it was asked for with, by hand
+        manifest["run"] = attempt["run"]
     write_json(run_dir / MANIFEST, manifest, indent=1)
     shutil.rmtree(root)
     with contextlib.suppress(OSError):  # other stages' work waits there

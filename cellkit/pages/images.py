@@ -313,7 +313,8 @@ def run_chapter(files: RunFiles) -> list:
         blocks.append(Words(f"Forecast before the run, and what it took: {took}."))
     if files.staged is not None:
         blocks.append(Words("The notebook that writes this page is not listed: it was still running."))
-    last_run = files.manifest.get("run")
+    under_way = files.manifest["attempts"].get(files.staged.name, {}) if files.staged is not None else {}
+    last_run = under_way.get("run") or files.manifest.get("run")
     if last_run:
         blocks.append(
             Words(f"Configuration: {Path(last_run['config']).name}, overrides: {last_run['overrides'] or 'none'}.")

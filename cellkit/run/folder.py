@@ -51,7 +51,7 @@ from cellkit.manifest import (
 )
 from cellkit.modules import code_sha256
 from cellkit.outdated import outdated_stages
-from cellkit.run.by_hand import note_configuration
+from cellkit.run.by_hand import asked_for
 from cellkit.run.moved import place_now, renamed, with_old_paths
 from cellkit.run.notebooks import context_of, maker_of
 from cellkit.under_way import measured, note_running
@@ -203,8 +203,8 @@ class Stage:
         self._convert = section if isinstance(section, ConvertConfig) else None
         self._prepare()
         if not context:
-            note_attempt(run.folder, name, self._context["attempt"], status="running", started=self._entry["started"])
-            note_configuration(run.folder, name, section)
+            facts = {"started": self._entry["started"], **asked_for(run.folder, name, section)}
+            note_attempt(run.folder, name, self._context["attempt"], status="running", **facts)
 
     @property
     def settings(self) -> Any:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_cases import CONVERT, LABEL, ONE, TWO, here, states, tree, write_notebook  # noqa: F401
+from run_cases import CONVERT, LABEL, ONE, TWO, go, here, states, tree, write_notebook  # noqa: F401
 
 import cellkit.run.notebooks
 from cellkit.config.reading import load_config
@@ -202,6 +202,28 @@ def test_a_run_made_by_hand_tells_its_configuration_and_the_overrides_of_each_no
     assert read_manifest(Path("runs/demo"))["run"]["overrides"]["seed"] == 1, "of no file: nothing is noted"
     begin(TWO, {})
     assert "seed" not in read_manifest(Path("runs/demo"))["run"]["overrides"]
+
+
+def test_a_notebook_by_hand_leaves_what_cellkit_run_was_given_for_all_stages(caplog):
+    def asked() -> dict:
+        return read_manifest(Path("runs/demo"))["run"]["overrides"]
+
+    def begin(overrides: dict) -> Stage:
+        return Run("runs/demo").start(TWO, load_config("configs/demo.yaml", overrides).label)
+
+    given = {"seed": 7, "precision": "float32", "label.min_area_px": 9}
+    assert go(overrides=given, only="01") == 0
+    stage = begin({})
+    assert asked() == given and states()[ONE] == ("fresh", "")
+    assert "cellkit run was given precision, seed here, this notebook not: that stays noted" in caplog.text
+    stage.done()
+    assert asked() == {"seed": 7, "precision": "float32"} and states()[ONE] == ("fresh", "")
+    stage = begin({"seed": 3})
+    assert asked()["seed"] == 7, "it is not done"
+    stage.done()
+    assert asked() == {"seed": 3, "precision": "float32"} and "convert.seed 7 -> 3" in states()[ONE][1]
+    begin({}).done()
+    assert asked() == {"precision": "float32"}, "a seed given by hand is taken back by hand"
 
 
 def test_relative_paths_of_a_run_made_in_a_notebook_count_from_the_folder_of_the_project(monkeypatch, here):
