@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SAVE_EVERY_S = 60.0
 LOG_EVERY_S = 15.0
+STATISTICS = ("running_mean", "running_var")  # that batch normalisation keeps, by the end of their names
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def fingerprint(network: Any, items: Sequence, plan: Plan, *rest: Any) -> str:
 
 
 def _step(model, loss_at, optimizer, trained, step: int, plan: Plan) -> float:
-    """Take one optimizer step; return its loss. A loss or gradient that is not finite changes nothing."""
+    """Take one optimizer step; return its loss. One that `_loss_of` finds not finite changes nothing."""
     import torch
 
     for group in optimizer.param_groups:
@@ -224,15 +225,29 @@ def _step(model, loss_at, optimizer, trained, step: int, plan: Plan) -> float:
     model.train()
     torch.manual_seed(step)
     optimizer.zero_grad(set_to_none=True)
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]  # what a forward pass changes already
+    loss = _loss_of(model, loss_at, trained, step, plan)
+    if math.isfinite(loss):
+        optimizer.step()
+    else:
+        for buffer, value in before:
+            buffer.copy_(value)
+    return loss
+
+
+def _loss_of(model, loss_at, trained, step: int, plan: Plan) -> float:
+    """Return the loss of a step and leave its gradients; NaN where these, the loss or the statistics kept are not finite."""
+    import torch
+
     loss = loss_at(step)
     if not torch.isfinite(loss):
         return math.nan
     if loss.requires_grad:
         loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(trained, plan.clip_norm)
-    if not torch.isfinite(norm):
+    statistics = [one.flatten() for name, one in model.named_buffers() if name.endswith(STATISTICS)]
+    if not torch.isfinite(norm) or (statistics and not torch.isfinite(torch.cat(statistics)).all()):
         return math.nan
-    optimizer.step()
     return float(loss.detach())
 
 

@@ -138,6 +138,30 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path):
     assert torch.isfinite(model.weight).all() and history.best_step == 20
 
 
+@pytest.mark.parametrize("average_steps", [0, 5])
+@pytest.mark.parametrize("factor", [math.nan, 0.0])
+def test_statistics_that_overflow_are_not_left_in_the_model(tmp_path, factor, average_steps):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
+    kept = {}
+
+    def loss_at(step: int) -> torch.Tensor:
+        kept[step] = {name: value.clone() for name, value in model.state_dict().items()}
+        x = torch.linspace(-1, 1, 16)[:, None]
+        if step == 25:
+            with torch.no_grad():
+                model(x * 1e30)
+            assert not torch.isfinite(model[1].running_var).all()
+        return ((model(x) - 3 * x) ** 2).mean() + (factor if step == 25 else 0)
+
+    plan = replace(PLAN, average_steps=average_steps)
+    history = fit(model, loss_at, lambda: 0.0, plan, tmp_path, "a", choose=False)
+    assert history.stopped == "loss not finite at step 26" and history.best_step == 25
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    if not average_steps:
+        assert all(torch.equal(value, kept[25][name]) for name, value in model.state_dict().items())
+
+
 def test_damaged_state_is_an_error_that_says_what_to_do(tmp_path):
     (tmp_path / "last.safetensors").write_bytes(b"torn")
     model = line_model()
