@@ -21,11 +21,16 @@ from cellkit.settings import accepted, schema_of
 ZOO = "bioimage.io:"  # before the id of a parent in that collection
 WRAPPERS = ("_orig_mod.", "module.")  # before every name in the weights of a compiled or a distributed model
 BOUNDS = ("greater_than", "less_than")  # how pydantic calls a number beyond its limits
+LEARNT = re.compile(r"(weight|bias|running_mean|running_var|diam_\w+)$")  # names of what has to be finite
 COPY = "copy the .json that was written with the weights"
 OTHER_USE = {
     "torchvision": "give it as maskrcnn.start, with maskrcnn.backbone: resnet50_fpn_v2",
     "detectron2": "give it as maskrcnn.start, with maskrcnn.backend: maskrcnn_detectron2 and maskrcnn.backbone: resnet50_fpn",
 }
+
+
+class NotFinite(UserError):
+    """A checkpoint holds numbers that are not finite, as a training leaves that diverged."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,9 @@ def load_tensors(path: str | Path) -> dict:
     Raises
     ------
     UserError
-        The file is missing, damaged, or holds anything but tensors, or numbers that are not finite.
+        The file is missing, damaged, or holds anything but tensors.
+    NotFinite
+        It holds NaN, or a weight or statistic that is infinite.
     """
     import torch
     from safetensors.torch import load_file
@@ -221,20 +228,24 @@ def load_tensors(path: str | Path) -> dict:
 
 
 def _finite(tensors: dict, path: Path) -> dict:
-    """Return tensors; refuse numbers that are none, with which a network finds nothing and no error is raised."""
+    """Return tensors; refuse numbers that are none, with which a network finds nothing and no error is raised.
+
+    What is no weight and no statistic may be infinite, as a mask of what attention leaves out; what is sparse is not looked at.
+    """
     import torch
 
     wrong = []
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel():
+        if tensor.layout == torch.strided and tensor.is_floating_point() and tensor.numel():
             ends = torch.aminmax(tensor if tensor.itemsize > 1 else tensor.float())  # fast, and NaN where any is
-            if not (ends.min.isfinite() and ends.max.isfinite()):
+            finite = bool(ends.min.isfinite() and ends.max.isfinite())
+            if not finite and (ends.min.isnan() or LEARNT.search(name)):
                 wrong.append(name)
     if wrong:
-        raise UserError(
-            f"{path} holds numbers that are not finite (NaN) in {len(wrong)} of {counted(len(tensors), 'tensor')}, "
-            f"e.g. {wrong[0]}: its training diverged",
-            "take a checkpoint of before that, or other weights",
+        raise NotFinite(
+            f"{path} holds numbers that are not finite in {len(wrong)} of {counted(len(tensors), 'tensor')}, "
+            f"e.g. {wrong[0]}",
+            "where its training diverged, take a checkpoint of before that, or other weights",
         )
     return tensors
 

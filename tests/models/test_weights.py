@@ -189,14 +189,36 @@ class TestLoadTensors:
     @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
     @pytest.mark.parametrize(("value", "dtype"), [("nan", "float32"), ("inf", "float16"), ("-inf", "float64")])
     def test_of_a_training_that_diverged(self, tmp_path, name, value, dtype):
-        torn = {**TENSORS, "c": torch.tensor([0, float(value), 1], dtype=getattr(torch, dtype)), "n": torch.tensor(3)}
+        numbers = torch.tensor([0, float(value), 1], dtype=getattr(torch, dtype))
+        torn = {**TENSORS, "c.weight": numbers, "n": torch.tensor(3)}
         torn["none"] = torch.zeros(0)
         if name == "w.pth":
             torch.save(torn, tmp_path / name)
         else:
             save_checkpoint(tmp_path / name, torn, "cellpose_unet")
-        with pytest.raises(UserError, match=r"not finite \(NaN\) in 1 of 5 tensors, e\.g\. c: its training diverged"):
+        with pytest.raises(
+            UserError, match=r"not finite in 1 of 5 tensors, e\.g\. c\.weight\nwhere its training diverged"
+        ):
             load_tensors(tmp_path / name)
+
+    @pytest.mark.parametrize("name", ["bn.running_var", "running_mean", "a.bias", "diam_mean"])
+    def test_what_a_network_computes_with_is_finite(self, tmp_path, name):
+        torch.save({**TENSORS, name: torch.tensor([1.0, float("inf")])}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=f"not finite in 1 of 3 tensors, e.g. {name}"):
+            load_tensors(tmp_path / "w.pth")
+
+    def test_a_mask_may_be_infinite_but_not_nan(self, tmp_path):
+        mask = torch.triu(torch.full((3, 3), float("-inf")), 1)
+        torch.save({**TENSORS, "mask": mask}, tmp_path / "w.pth")
+        assert torch.equal(load_tensors(tmp_path / "w.pth")["mask"], mask)
+        torch.save({**TENSORS, "mask": mask * 0}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match="not finite in 1 of 3 tensors, e.g. mask"):
+            load_tensors(tmp_path / "w.pth")
+
+    @pytest.mark.filterwarnings("ignore:Validating sparse")
+    def test_a_sparse_tensor_is_read(self, tmp_path):
+        torch.save({**TENSORS, "c.weight": torch.eye(3).to_sparse()}, tmp_path / "w.pth")
+        assert load_tensors(tmp_path / "w.pth")["c.weight"].is_sparse
 
     @pytest.mark.parametrize("keep", [0, 5, 60])
     def test_cut_short(self, checkpoint, keep):  # fault 39
