@@ -22,7 +22,7 @@ from cellkit.machine import arithmetic
 from cellkit.manifest import package_sha256
 from cellkit.models import if_able
 from cellkit.models.interpolation import interpolate, steps_between
-from cellkit.models.weights import copy_checkpoint
+from cellkit.models.weights import NotFinite, copy_checkpoint
 from cellkit.modules import code_sha256
 from cellkit.scores.table import per_image, score_table
 from cellkit.settings import free_fields, weights_fields
@@ -80,10 +80,7 @@ def run_fold(backend: ModuleType, fold: Fold, settings: Any, share: float | None
         tuned = backend.train(fold.train, fold.train.subset([]), short, fold.folder)
         found = {}
         for step in steps_between(base, tuned):
-            checkpoint = checkpoint_at(base, tuned, step, fold.folder / "between")
-            found[str(step)] = [
-                _plain(cells) for cells in predict_all(backend.load(checkpoint), fold.held, f"step {step:g}")
-            ]
+            found[str(step)] = [_plain(cells) for cells in _found_at(backend, fold, base, tuned, step)]
         if fold.lasts:
             for name, weights in (("base", base), ("tuned", tuned)):
                 if weights is not None:
@@ -97,6 +94,20 @@ def run_fold(backend: ModuleType, fold: Fold, settings: Any, share: float | None
         float(step): [_cells(one, shape) for one, shape in zip(rows, shapes, strict=True)]
         for step, rows in done["found"].items()
     }
+
+
+def _found_at(backend: ModuleType, fold: Fold, base: Path | None, tuned: Path, step: float) -> Sequence[Instances]:
+    """Return the cells of what is held back at a step from the base; none where the training of the fold diverged."""
+    try:
+        segmenter = backend.load(checkpoint_at(base, tuned, step, fold.folder / "between"))
+    except NotFinite as error:
+        if base is not None and step == 0:  # the base was not trained here
+            raise
+        LOG.info(
+            f"{fold.folder.name}, step {step:g}: its training diverged, which counts as finding nothing: {error.problem}"
+        )
+        return [Instances.empty(cells.shape) for cells in fold.held.instances]
+    return predict_all(segmenter, fold.held, f"step {step:g}")
 
 
 def weights_of(fold: Fold) -> tuple[Path | None, Path]:

@@ -29,7 +29,7 @@ def steps_between(base: Path | None, tuned: Path) -> tuple[float, ...]:
         return STEPS[-1:]
     if Path(base).suffix != ".safetensors" or Path(tuned).suffix != ".safetensors":
         return STEPS[:: len(STEPS) - 1]
-    shapes = [{name: tuple(one.shape) for name, one in weights.load_tensors(path).items()} for path in (base, tuned)]
+    shapes = [weights.shapes_in(path) for path in (base, tuned)]
     return STEPS if shapes[0] == shapes[1] else STEPS[:: len(STEPS) - 1]
 
 

@@ -261,6 +261,15 @@ def numbers_in(path: str | Path) -> int:
     return path.stat().st_size // 4 if path.is_file() else 0
 
 
+def shapes_in(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in safetensors, by name; their numbers are not read."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
+    return unwrapped(shapes)
+
+
 def unwrapped(tensors: dict) -> dict:
     """Return tensors by the names that the network itself gives them: torch.compile and DataParallel put theirs before.
 
