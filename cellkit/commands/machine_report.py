@@ -221,18 +221,21 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
     dict
         forecast, by stage; {} where that cannot be told; recipes, in words those that are not counted; unfit, for what of
         memory, that of the GPU, and disk the run would be refused, each {"problem", "remedy"}; said, what it is warned of.
+        The forecast is of all notebooks; refused is what those are too large for that its run folder lacks.
 
     Raises
     ------
     UserError
-        It is no configuration, or one with errors.
+        It is no configuration, or one with errors; or its run folder cannot be read.
     """
     from cellkit.config.reading import load_config
     from cellkit.forecast.fits import reasons_against
     from cellkit.forecast.stages import Plan, uncounted
     from cellkit.forecast.words import noted, uncounted_in_words
+    from cellkit.manifest import Hasher, read_manifest
     from cellkit.run.notebooks import notebooks_of
     from cellkit.run.preflight import check_run
+    from cellkit.run.stale import stage_states
 
     cfg = load_config(config)
     outlook = check_run(cfg)
@@ -242,7 +245,15 @@ def check_forecast(config: str | Path) -> dict[str, Any]:
     names = [book.name for book in books]
     plan = Plan.of(cfg, names, outlook.records, outlook.instances, sample=outlook.sample)
     told = plan.forecast()
-    refused, said = reasons_against(told, plan, outlook.run_dir)
+    states = stage_states(outlook.run_dir, cfg, books, read_manifest(outlook.run_dir), Hasher())
+    left = [one.name for one in states if one.state != "fresh"]
+    done = len(left) < len(names)
+    if done:
+        plan = Plan.of(cfg, left, outlook.records, outlook.instances, sample=outlook.sample)
+    refused, said = reasons_against(plan.forecast() if done else told, plan, outlook.run_dir)
+    if done:
+        what = f"{', '.join(left)} of it" if left else "nothing of it"
+        said.append(f"the forecast is of a run from the beginning; {outlook.run_dir} has {what} left to run")
     unfit = [{"problem": error.problem, "remedy": error.remedy} for error in refused]
     recipes = uncounted_in_words(books, uncounted(cfg, names))
     return {"forecast": noted(told), "recipes": recipes, "unfit": unfit, "said": said}

@@ -15,6 +15,7 @@ from cellkit.forecast import fits
 from cellkit.forecast.stages import Plan
 from cellkit.models import weights
 from cellkit.room import Memory, memory_of
+from cellkit.run import stale
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,29 @@ class TestHere:
         assert code == 0 and "\nnote     " in out and "would be swapped" in out
         told = machine_report.check_forecast(path)
         assert told["unfit"] == [] and len(told["said"]) == 1
+
+    @pytest.mark.parametrize("left", [(), ("06_evaluate_map_iou",)])
+    def test_what_a_run_has_finished_is_no_problem(self, said, monkeypatch, tmp_path, left):
+        """Where `cellkit run` has only to do what fits."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        path = tmp_path / "run.yaml"
+        path.write_text(
+            "classes: [HEK, N2a]\nconvert: {channels: {nuclei: DAPI}}\nfinetune: {steps: 2}\nmaskrcnn: {steps: 2}\n"
+        )
+        told = machine_report.check_forecast(path)["forecast"]
+        free = 1 + max([told[name]["peak_bytes"] for name in left] or [10**8])
+        assert free < max(one["peak_bytes"] for one in told.values()), "the whole run would not fit"
+        monkeypatch.setattr(fits, "memory_of", lambda: Memory(2 * 10**9, free))
+        assert said("doctor", path)[0] == 2
+
+        def states(folder, cfg, books, *_):
+            return [stale.StageState(book.name, "missing" if book.name in left else "fresh") for book in books]
+
+        monkeypatch.setattr(stale, "stage_states", states)
+        code, out, _ = said("doctor", path)
+        assert code == 0 and "would be refused" not in out
+        wanted = f"has {left[0]} of it left to run" if left else "has nothing of it left to run"
+        assert "the forecast is of a run from the beginning; " in out and wanted in out
 
     def test_the_minutes_of_recipes_are_said(self, found):
         text = machine_report.report_text(found | {"forecast": {}, "recipes": "11_unet_border about 12 min"})
