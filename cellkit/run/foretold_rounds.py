@@ -73,7 +73,7 @@ def foretell_folds(
     if first is None:
         return
     names = [book.name for book in chosen if any(book.name in some for some in own.values())]
-    outlook = check_run(folds[first], place / str(first), own[first])
+    outlook = check_run(folds[first], place / str(first), own[first], room=False)
     if outlook.errors():  # which the run of that fold says
         return
     one = Plan.of(folds[first], names, outlook.records, outlook.instances, sample=outlook.sample)
@@ -125,7 +125,7 @@ def foretell_search(
         As `cellkit.forecast.fits.check_fits`.
     """
     names = left_to_run(folder, cfg, books, chosen)
-    outlook = check_run(cfg, folder, names)
+    outlook = check_run(cfg, folder, names, room=False)
     if outlook.errors():  # which the notebooks before say
         return {}
     before = Plan.of(cfg, names, outlook.records, outlook.instances, sample=outlook.sample)

@@ -287,19 +287,27 @@ def preflight(cfg: Config) -> list[Finding]:
     return check_run(cfg).findings
 
 
-def check_run(cfg: Config, run_dir: str | Path | None = None, stages: Iterable[str] = STAGES) -> Outlook:
+def check_run(
+    cfg: Config, run_dir: str | Path | None = None, stages: Iterable[str] | None = None, room: bool = True
+) -> Outlook:
     """Do what `preflight` does, and say what would be run.
 
     Parameters
     ----------
     run_dir : path, optional
         Where it would be written; default ``runs/<name>``.
-    stages : iterable of str
-        The notebooks that would run. Without the first the images are those that the run folder lists.
+    stages : iterable of str, optional
+        The notebooks that would run; default all of the configuration. Without the first the images are those that the run
+        folder lists.
+    room : bool
+        Warn where they do not fit into memory or on the disk.
     """
     outlook = Outlook(cfg, here(run_dir if run_dir is not None else Path("runs") / cfg.name))
-    stages = {stage for stage in stages if STAGES.get(stage) not in cfg.leave_out}
+    if stages is None:
+        stages = [*STAGES, *(name for name, section in cfg.recipes if section is not None)]
+    outlook.stages = stages = [stage for stage in stages if STAGES.get(stage) not in cfg.leave_out]
     images = OF_DATA if "01_convert" in stages else (images_of_run,)
+    images = [check for check in images if room or check is not check_room]
     with tempfile.TemporaryDirectory(prefix="cellkit-") as folder:
         outlook.root = Path(folder)  # where blank files stand in for drawn ones
         for check in (check_place, check_recipes, *images, *(check for check, stage in OF_SETTINGS if stage in stages)):

@@ -19,7 +19,7 @@ from cellkit.cells.records import ImageRecord, read_records
 from cellkit.cells.resize import resize_instances
 from cellkit.config.places import data_path, refuse_in_data
 from cellkit.config.reading import known_keys
-from cellkit.config.sections import STAGES, Config
+from cellkit.config.sections import Config
 from cellkit.errors import UserError, collected, counted, raise_or_collect, readable
 from cellkit.forecast.fits import reasons_against
 from cellkit.forecast.sample import USUAL, Sample, sample_of
@@ -75,6 +75,7 @@ class Outlook:
     items: list[SourceImage] = field(default_factory=list)
     root: Path = Path()
     reads: str = ""
+    stages: Sequence[str] = ()  # the notebooks that are to be run
     by_person: Counter | None = None  # images that a person labelled, by split; None = it is not a folder that says so
 
     @cached_property
@@ -155,13 +156,11 @@ def check_place(outlook: Outlook) -> None:
 
 
 def check_room(outlook: Outlook) -> None:
-    """Warn where the run does not fit into memory or on the disk; `cellkit run` refuses it then.
+    """Warn where the notebooks to be run do not fit into memory or on the disk; `cellkit run` refuses it then.
 
     Nothing is timed here: what a training step takes is known where it was timed before.
     """
-    stages = [name for name, section in STAGES.items() if section not in outlook.cfg.leave_out]
-    stages += [name for name, section in outlook.cfg.recipes if section is not None]
-    how = outlook.cfg, stages, outlook.records, outlook.instances
+    how = outlook.cfg, outlook.stages, outlook.records, outlook.instances
     try:
         plan = Plan.of(*how, "before", outlook.sample)
     except UserError:  # weights that are not here: said where they are looked for

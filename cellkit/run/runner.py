@@ -118,7 +118,7 @@ def run_notebooks(
             outlook, foretold = None, Foretold(folder, cfg, force)
             if fresh:
                 names = [book.name for book in chosen] if notebooks is None else []
-                outlook = _check_run(cfg, folder, names)
+                outlook = _check_run(cfg, folder, names, force)
                 foretold.look(
                     outlook, names, Console().line, freed_bytes=freed_by_forgetting(folder)
                 )  # refused with nothing forgotten
@@ -172,8 +172,10 @@ def _place_of(books: list[Notebook], wanted: str) -> int:
     return names.index(hits[0])
 
 
-def _check_run(cfg: Config, folder: Path, stages: list[str]) -> Outlook | None:
+def _check_run(cfg: Config, folder: Path, stages: list[str], room: bool) -> Outlook | None:
     """List everything that is wrong before the stages are run (`cellkit.run.preflight`); refuse to run them for an error.
+
+    room: warn where they do not fit, which is not said elsewhere where that is forced.
 
     Returns what was seen of the images; None where no stage is to be run.
     """
@@ -181,7 +183,7 @@ def _check_run(cfg: Config, folder: Path, stages: list[str]) -> Outlook | None:
         return None
     from cellkit.run.preflight import check_run
 
-    outlook = check_run(cfg, folder, stages)
+    outlook = check_run(cfg, folder, stages, room)
     errors = outlook.errors()
     if errors and len(outlook.findings) == 1:
         raise UserError(errors[0].problem, errors[0].remedy)
@@ -266,7 +268,7 @@ class _Runner:
         self.states = {s.name: s for s in stage_states(self.folder, self.cfg, self.books, manifest, self.hasher)}
         self._keep_earlier(manifest)
         names = [book.name for book in self.chosen if self.forced or self.states[book.name].state != "fresh"]
-        outlook = _check_run(self.cfg, self.folder, names) if self.look else self.outlook
+        outlook = _check_run(self.cfg, self.folder, names, self.foretold.force) if self.look else self.outlook
         if self.look:
             self.foretold.look(outlook, names, self.console.line)
         self.foretold.note_forecast()

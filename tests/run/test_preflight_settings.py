@@ -408,3 +408,38 @@ def test_only_what_would_run_is_looked_at(here, monkeypatch):
     told = texts(check_run(cfg, stages=["03_finetune_cellpose", "06_evaluate_map_iou"]), ERROR)
     assert "no weights 'none'" in told and "evaluate.submit" in told and told.count("no weights") == 1
     assert check_run(cfg, stages=["04_cells_to_coco"]).findings == []
+
+
+def test_room_is_looked_for_of_the_notebooks_that_are_run(here, monkeypatch):
+    from cellkit.forecast import fits
+    from cellkit.forecast.stages import Plan
+    from cellkit.room import Memory
+
+    lab()
+    cfg = load_config("c.yaml")
+    outlook = check_run(cfg)
+    told = Plan.of(cfg, outlook.stages, outlook.records, outlook.instances, False, outlook.sample).forecast()
+    free = told["01_convert"].peak_bytes + 1
+    assert free < max(one.peak_bytes for one in told.values())
+    monkeypatch.setattr(fits, "memory_of", lambda: Memory(2 * 10**9, free))
+    assert "of memory" in texts(check_run(cfg), WARNING)
+    assert "of memory" not in texts(check_run(cfg, stages=["01_convert"]), WARNING)
+
+
+@pytest.mark.parametrize(("swap", "forced"), [(0, False), (10**11, False), (10**11, True), (0, True)])
+def test_a_run_says_once_that_it_does_not_fit(here, said, monkeypatch, swap, forced):
+    from cellkit.forecast import fits
+    from cellkit.room import Memory
+    from cellkit.run import runner
+
+    def stopped(*_):
+        raise UserError("began")
+
+    lab()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    monkeypatch.setattr(fits, "memory_of", lambda: Memory(2 * 10**9, 10**8, swap))
+    monkeypatch.setattr(runner._Runner, "_run", stopped)
+    keys = ("--set", "convert.seed=2", "--set", "finetune.steps=2", "--set", "maskrcnn.steps=2")
+    code, out, err = said("run", "c.yaml", *keys, *["--force"] * forced)
+    assert code == 2 and (out + err).count("of memory, 100 MB are free") == 1, out + err
+    assert ("began" in err) == (forced or swap > 0)
