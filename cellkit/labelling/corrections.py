@@ -304,7 +304,7 @@ def _choose(
         except UserError as error:
             refused.append((path, plain_reason(str(error))))
             continue
-        if kind == "plain" and not are_labels(cells) and (len(files) > 1 or is_shown(path, picture, True)):
+        if kind == "plain" and (not are_labels(cells) if len(files) > 1 else is_shown(path, picture)):
             pictures.append(path)
             continue
         read.append(Correction(cells, labels, path, by_person, classes))

@@ -139,6 +139,9 @@ def test_a_picture_without_labels_is_no_label_where_both_lie_in_one_folder(tmp_p
     blank = [Instances.empty(discs.shape)] * 6
     found, unused, beside = read_corrections(made.images, blank, tmp_path / "in")
     assert sorted(found) == ["p1", "p2", "p4", "p5"] and not unused and len(beside) == 6
+    write_labels(tmp_path / "other/p0.tif", np.where(discs == 1, 1, 0)[:, :50])
+    with pytest.raises(UserError, match="label this very image"):
+        read_corrections(made.images, blank, tmp_path / "other")
     sources = {path.resolve() for path in (tmp_path / "in").glob("p[03].*")}
     before = replace(made.images, root=tmp_path / "nothing is converted yet")
     found, unused, beside = read_corrections(before, blank, tmp_path / "in", sources)
