@@ -1,6 +1,7 @@
 """Folds of a source: who is held back, and what stays together."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,22 @@ def test_frames_of_one_file_stay_together_whatever_is_split_by():
     items = [item(f"f{file}_{k}", unit=f"f{file}") for file in range(4) for k in range(3)]
     for fold in (1, 2):
         assert {len({n[:2] for n in held(items, folds=2, fold=fold)})} == {2}
+
+
+def test_unlabelled_images_among_labelled_do_not_change_how_these_are_dealt():
+    labelled = [item(f"{line}{k}", line=line) for line in "AB" for k in range(4)]
+    labelled += [item(f"w{k}", line="A", unit="series") for k in range(2)]
+    bare = [replace(item(f"u{k:02}", line="A"), bare=True) for k in range(30)]
+    bare += [replace(item("w9", line="A", unit="series"), bare=True)]
+    how = {"folds": 3, "unlabelled": "keep"}
+    dealt = {fold: held(labelled + bare, **how, fold=fold) for fold in (1, 2, 3)}
+    for fold, found in dealt.items():
+        assert {n for n in found if n[0] in "ABw" and n != "w9"} == held(labelled, **how, fold=fold)
+        assert ("w9" in found) == ("w0" in found), "frames of one series stay together"
+        assert 3 <= sum(name.startswith("u") for name in found) <= 20
+    assert sorted(name for found in dealt.values() for name in found) == sorted(i.image_id for i in labelled + bare)
+    with pytest.raises(UserError, match="5 folds of 4 images"):
+        held(labelled[:4] + bare, folds=5, fold=1, unlabelled="keep")
 
 
 def test_groups_that_are_divided_are_told():
