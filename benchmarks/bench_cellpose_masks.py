@@ -1,15 +1,19 @@
-"""Masks of the same weights, ours and Cellpose 3's, by score: `python benchmarks/bench_cellpose_masks.py [--keep FOLDER]`.
+"""Masks of the same weights, ours and Cellpose 3's, by score and time: `python benchmarks/bench_cellpose_masks.py`.
 
 Labelled images of three sets go through our `segment_image` and through `CellposeModel.eval` (Cellpose 3.1.1.3, apart) with
 the same weights, the same thresholds and the same diameter, that of each image's labels. Two rows between them say where a
 difference comes from: our maps with Cellpose's masks, and Cellpose's maps (at the image's own scale) with ours. MAP IoU is
-kaggle's, mean of images. With `--keep` what Cellpose found stays in a folder and is not computed again.
+kaggle's, mean of images. CPU seconds are those of an image from its pixels to its masks, float32, threads as OMP_NUM_THREADS
+says, the mean of all images of a set but the first, in one run; `--mkldnn` also runs Cellpose as it is by default on a
+processor, where it translates its network anew for every batch. With `--keep` what Cellpose found stays in a folder and is
+not computed again; the times of another run are not shown.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -57,48 +61,72 @@ def load(root: Path, count: int, told: dict) -> Pairs:
     return [(cellpose3.shown(one.image, "nuclei"), one.instances) for one in made if len(one.instances)]
 
 
-def row(name: str, how: str, truths: Sequence[Instances], founds: Sequence[Instances]) -> str:
-    """Return a row of the table: images, labelled and found cells, MAP IoU with its interval, hits at 0.5 and 0.75."""
+def row(
+    name: str, how: str, truths: Sequence[Instances], founds: Sequence[Instances], cpu_s: Sequence[float] = ()
+) -> str:
+    """Return a row of the table: images, labelled and found cells, MAP IoU with its interval, hits at 0.5 and 0.75, time."""
     told = kaggle([overlaps(truth, found) for truth, found in zip(truths, founds, strict=True)])
     low, high = told["interval"]
     at = " | ".join(f"{told['by_threshold'][key]:.3f}" for key in ("0.50", "0.75"))
     cells = f"{len(truths)} | {sum(map(len, truths))} | {sum(map(len, founds))}"
-    return f"| {name} | {how} | {cells} | {told['score']:.3f} [{low:.3f}, {high:.3f}] | {at} |"
+    took = f"{np.mean(cpu_s[1:]):.3f}" if len(cpu_s) > 1 else ""
+    return f"| {name} | {how} | {cells} | {told['score']:.3f} [{low:.3f}, {high:.3f}] | {at} | {took} |"
 
 
 def of_cellpose(
-    weights: Path, images: Sequence[np.ndarray], diameters: Sequence[float], flow: float, kept: Path | None
+    weights: Path,
+    images: Sequence[np.ndarray],
+    diameters: Sequence[float],
+    flow: float,
+    kept: Path | None,
+    mkldnn: bool = False,
 ) -> list[cellpose3.Found]:
-    """Return what Cellpose finds, from the file that holds it where there is one."""
+    """Return what Cellpose finds, from the file that holds it where there is one, then without times."""
     if kept is not None and kept.is_file():
         with np.load(kept) as stored:
-            return [
-                cellpose3.Found(*(stored[f"{name}_{k}"] for name in cellpose3.Found._fields))
-                for k in range(len(images))
-            ]
+            names = [name for name in cellpose3.Found._fields if name != "cpu_s"]
+            every = [{name: stored[f"{name}_{k}"] for name in names} for k in range(len(images))]
+            return [cellpose3.Found(**one, cpu_s=np.zeros(0)) for one in every]
     options = {"flow_threshold": flow, "cellprob_threshold": CELLPROB, "min_size": LEAST_PX}
-    found = cellpose3.evaluate(weights, images, diameters, maps=True, **options)
+    found = cellpose3.evaluate(weights, images, diameters, maps=True, mkldnn=mkldnn, **options)
     if kept is not None:
         np.savez(kept, **{f"{key}_{k}": value for k, one in enumerate(found) for key, value in one._asdict().items()})
     return found
 
 
-def compare(name: str, pairs: Pairs, flow: float, weights: Path, network: Any, kept: Path | None) -> None:
-    """Print the four rows of one set."""
+def ours(
+    network: Any, image: np.ndarray, diameter_px: float, options: dict[str, float]
+) -> tuple[np.ndarray, Instances, float]:
+    """Return the maps of an image, its cells, and the CPU seconds that both took."""
+    began = time.process_time()
+    maps = predict_maps(network, image, diameter_px, "nuclei")
+    found = masks_of(maps, image.shape[:2], *options.values())
+    return maps, found, time.process_time() - began
+
+
+def compare(name: str, pairs: Pairs, flow: float, weights: Path, network: Any, kept: Path | None, mkldnn: bool) -> None:
+    """Print the rows of one set."""
     images, truths = [image for image, _ in pairs], [truth for _, truth in pairs]
     shapes, diameters = [image.shape[:2] for image in images], [diameter_of([truth]) for truth in truths]
-    theirs = of_cellpose(weights, images, diameters, flow, kept)
-    maps = [predict_maps(network, image, px, "nuclei") for image, px in zip(images, diameters, strict=True)]
-    whole = [np.concatenate([one.flows, one.logit[None]]) for one in theirs]
     options = {"flow_threshold": flow, "cellprob_threshold": CELLPROB, "min_size": LEAST_PX}
+    made = [ours(network, image, px, options) for image, px in zip(images, diameters, strict=True)]
+    print(row(name, "ours", truths, [found for _, found, _ in made], [took for *_, took in made]), flush=True)
+    theirs = of_cellpose(weights, images, diameters, flow, kept)
+    evals = {"Cellpose": theirs}
+    if mkldnn:
+        evals["Cellpose, mkldnn"] = of_cellpose(weights, images, diameters, flow, None, mkldnn=True)
+    for how, every in evals.items():
+        found = [Instances.from_labels(one.labels) for one in every]
+        took = [float(one.cpu_s[-1]) for one in every if len(one.cpu_s)]
+        print(row(name, how, truths, found, took), flush=True)
+    whole = [np.concatenate([one.flows, one.logit[None]]) for one in theirs]
     rows = {
-        "ours": [masks_of(one, shape, flow, CELLPROB, LEAST_PX) for one, shape in zip(maps, shapes, strict=True)],
-        "Cellpose": [Instances.from_labels(one.labels) for one in theirs],
         "our maps, Cellpose's masks": [
-            Instances.from_labels(labels) for labels in cellpose3.masks_of(maps, shapes, **options)
+            Instances.from_labels(labels)
+            for labels in cellpose3.masks_of([maps for maps, *_ in made], shapes, **options)
         ],
         "Cellpose's maps, our masks": [
-            masks_of(one, shape, flow, CELLPROB, LEAST_PX) for one, shape in zip(whole, shapes, strict=True)
+            masks_of(one, shape, *options.values()) for one, shape in zip(whole, shapes, strict=True)
         ],
     }
     for how, founds in rows.items():
@@ -115,16 +143,18 @@ def main() -> None:
     parser.add_argument("--flow-threshold", type=float, default=0.4, help="0 = no check")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--keep", type=Path, help="folder for what Cellpose found")
+    parser.add_argument("--mkldnn", action="store_true", help="also run Cellpose as it is by default on a processor")
     given = parser.parse_args()
     if lacks := cellpose3.missing():
         print(f"left out: {lacks}")
         return
-    network, _ = load_network(find_weights(given.weights))
+    network, _ = load_network(find_weights(given.weights), "float32")
     folder = given.keep or Path(cellpose3.FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     weights = cellpose3.save_weights(network, folder / "weights")
     print(
-        "| set | masks | images | labelled | found | MAP IoU | at 0.50 | at 0.75 |\n|---|---|---|---|---|---|---|---|"
+        "| set | masks | images | labelled | found | MAP IoU | at 0.50 | at 0.75 | CPU s an image |\n|---|---|"
+        + "---:|" * 7
     )
     for name in given.sets:
         count, told = SETS[name]
@@ -133,7 +163,7 @@ def main() -> None:
             continue
         pairs = load(given.data / name, count, told)
         kept = given.keep and given.keep / f"{name}_{sha256_file(weights)[:8]}_{given.flow_threshold:g}.npz"
-        compare(name, pairs, given.flow_threshold, weights, network, kept)
+        compare(name, pairs, given.flow_threshold, weights, network, kept, given.mkldnn)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,16 @@ Arrays = dict[str, np.ndarray]
 
 
 class Found(NamedTuple):
-    """What Cellpose finds in one image: labels (H, W) int32, flows y and x (2, H, W), logit (H, W), style (256,), seconds.
+    """What Cellpose finds in one image: labels (H, W) int32, flows y and x (2, H, W), logit (H, W), style (256,), CPU seconds.
 
-    `seconds` has one entry per round; flows and logit are empty unless they were asked for.
+    `cpu_s` has one entry per round; flows and logit are empty unless they were asked for.
     """
 
     labels: np.ndarray
     flows: np.ndarray
     logit: np.ndarray
     style: np.ndarray
-    seconds: np.ndarray
+    cpu_s: np.ndarray
 
 
 # ---- here ----------------------------------------------------------------------------------------------------------
@@ -216,15 +216,15 @@ def _several(given: Arrays, name: str) -> list[np.ndarray]:
 def _evaluate(given: Arrays, settings: dict[str, Any]) -> Arrays:
     model, answer = _model(settings["weights"], settings["mkldnn"]), {}
     for k, image in enumerate(_several(given, "image")):
-        seconds = []
+        cpu_s = []
         for _ in range(settings["rounds"]):
-            began = time.perf_counter()
+            began = time.process_time()
             labels, (_, flows, logit), style = model.eval(
                 image, channels=[2, 3], diameter=settings["diameters"][k], **settings["options"]
             )
-            seconds.append(time.perf_counter() - began)
+            cpu_s.append(time.process_time() - began)
         kept = (flows, logit) if settings["maps"] else (np.zeros(0, np.float32),) * 2
-        found = Found(labels.astype(np.int32), *kept, style, np.array(seconds))
+        found = Found(labels.astype(np.int32), *kept, style, np.array(cpu_s))
         answer |= {f"{name}_{k}": value for name, value in found._asdict().items()}
     return answer
 
