@@ -82,7 +82,7 @@ def settings_of(config: Any, given: argparse.Namespace, draw: int) -> Any:
 
 def drawn(train: Any, images: int, draw: int) -> Any:
     """Return so many training images; fewer of the same draw are a part of them."""
-    return train.subset(np.sort(np.random.default_rng([draw, 1]).permutation(len(train))[:images]))
+    return train.subset(np.sort(real_sets.order_of(len(train), draw)[:images]))
 
 
 def work(job: Job, given: argparse.Namespace, shares: dict[str, float], stamps: dict[str, str]) -> list[dict[str, Any]]:

@@ -159,6 +159,23 @@ def by_chance(names: Sequence[str], most: int, seed: int) -> list[str]:
     return sorted(names, key=lambda name: (random_number(name, seed), name))[:most]
 
 
+def order_of(images: int, draw: int) -> np.ndarray:
+    """Return a random order of the images: no two draws begin with the same one, while there are enough.
+
+    Examples
+    --------
+    >>> [int(order_of(40, draw)[0]) for draw in range(5)]
+    [33, 0, 24, 5, 32]
+    """
+    first: set[int] = set()
+    for k in range(draw + 1):
+        order = np.random.default_rng([k, 1]).permutation(images)
+        turns = (n for n in range(images) if int(order[n]) not in first)
+        order = np.roll(order, -next(turns, 0))
+        first.add(int(order[0]))
+    return order
+
+
 def images_of(
     name: str, data: Path, work: Path, pool: int, tested: int, packed: Path | None = None, base: str = "starter",
     overrides: dict[str, Any] | None = None,

@@ -314,9 +314,14 @@ def refuse_few(instances: Sequence[Instances], cells: int) -> None:
     """
     most = max(map(len, instances), default=cells)
     if most < cells:
+        lower = (
+            ", or lower finetune.min_train_masks"
+            if most
+            else " in training images, or change convert.split or convert.seed"
+        )
         raise UserError(
             f"finetune.min_train_masks is {cells}, and no training image has more than {counted(most, 'labelled cell')}",
-            "label more cells, or lower finetune.min_train_masks",
+            f"label more cells{lower}",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 CHOOSE_FROM = 12  # validation images (groups) from which a third of them choose
 FOLDS = 5  # parts of the labelled images that are held back in turn
 PARTS = {"choose": 1 / 3, "judge": 2 / 3}  # of twelve validation images and more
+LEAST_CHOOSE, MOST_CHOOSE = 1 / 5, 1 / 2  # whatever the images are called
 QUARTERS = 4  # parts of a single labelled image
 THREE_PARTS, CROSS_FITTING, IN_QUARTERS, NOBODY = "three parts", "cross-fitting", "quarters", "nobody judges"
 
@@ -73,8 +75,9 @@ class Regime:
 def regime_of(labelled: CellDataset, folds: int = FOLDS, least: int = 1, seed: int = 0) -> Regime:
     """Decide who teaches, chooses and judges, from the number of images that a person labelled.
 
-    - 12 validation images (groups) with cells or more: **three parts**. A third of them choose checkpoint and step, the others,
-      eight or so, judge. From there on the judges left are enough to see a gain of 0.1, and one training is enough.
+    - 12 validation images (groups) with cells or more: **three parts**. About a third of them (a fifth to half) choose checkpoint
+      and step, the others, eight or so, judge. From there on the judges left are enough to see a gain of 0.1, and one training
+      is enough.
     - Fewer, and two labelled images (groups) with cells or more, of training and validation together: **cross-fitting**.
       Every one of them judges an adaptation that did not see it, so that none is lost for teaching: 12 + 7 images give 19
       judges in place of 7. Up to five images (groups) each is held back alone; more are dealt into five parts.
@@ -141,8 +144,9 @@ def choosers(records: Sequence[ImageRecord]) -> list[str]:
 
     With fewer than 12 images (or groups of images) none chooses: the last weights are taken. A choice among a few evaluations
     gains little there, and each judge is needed. From 12 on about a third choose, by a hash of the name (of the group): an
-    image more changes no other's part. Only where all images (groups) of a cell type would choose, or all would judge, the one
-    whose place is nearest changes its part: what is chosen on one line need not suit another. Of two of a type one chooses, the
+    image more changes no other's part. Only where fewer than a fifth would choose, or more than half, those whose places are
+    nearest change their part; and where all images (groups) of a cell type would choose, or all would judge, the one
+    whose place is nearest: what is chosen on one line need not suit another. Of two of a type one chooses, the
     only one judges, unless all would.
 
     Parameters
@@ -159,7 +163,10 @@ def choosers(records: Sequence[ImageRecord]) -> list[str]:
     if len(set(units.values())) < CHOOSE_FROM:
         return []
     places = {unit: _place_of(unit) for unit in sorted(set(units.values()))}
-    part = {unit: "choose" if place < PARTS["choose"] else "judge" for unit, place in places.items()}
+    by_place = sorted(places, key=lambda unit: (places[unit], unit))
+    least, most = math.ceil(LEAST_CHOOSE * len(places)), int(MOST_CHOOSE * len(places))
+    count = min(max(sum(place < PARTS["choose"] for place in places.values()), least), most)
+    part = {unit: "choose" if k < count else "judge" for k, unit in enumerate(by_place)}
     strata: dict[str, set[str]] = {}
     for record in records:
         strata.setdefault(record.cell_type, set()).add(units[record.image_id])

@@ -73,7 +73,8 @@ def interpolate(base: Path, tuned: Path, step: float, to: Path) -> Path:
 def settings_between(ours: Mapping[str, Any], theirs: Mapping[str, Any], step: float) -> dict[str, Any]:
     """Return the second of two settings with its numbers, also those in mappings, so far between them; whole ones stay whole.
 
-    Where one of them checks flows and the other does not (0), nothing lies between: that of the nearer end is taken.
+    Where one of them checks flows and the other does not (0), or one takes each image's own diameter and the other one for all,
+    nothing lies between: that of the nearer end is taken.
 
     Examples
     --------
@@ -82,13 +83,15 @@ def settings_between(ours: Mapping[str, Any], theirs: Mapping[str, Any], step: f
     {'diameter_px': 32.5, 'min_area_px': 19, 'channels': 'both'}
     >>> [settings_between({"flow_threshold": 0.0}, {"flow_threshold": 0.4}, step)["flow_threshold"] for step in (0.25, 0.5)]
     [0.0, 0.4]
+    >>> [settings_between({"diameter_of": "batch"}, {"diameter_of": "image"}, step)["diameter_of"] for step in (0.25, 0.5)]
+    ['batch', 'image']
     """
     between = dict(theirs)
     for key, value in theirs.items():
         other = ours.get(key)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             between[key] = settings_between(other, value, step)
-        elif key in NO_CHECK_AT_0 and 0 in (value, other):
+        elif key == "diameter_of" or (key in NO_CHECK_AT_0 and 0 in (value, other)):
             between[key] = value if step >= 0.5 or other is None else other
         elif type(value) in (int, float) and type(other) in (int, float) and other != value:
             number = other + step * (value - other)

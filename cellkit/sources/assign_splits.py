@@ -427,7 +427,7 @@ def check_labelled(
         raise_or_collect(
             UserError(
                 f"no training image has a labelled cell of {', '.join(without)}; the class of a cell is {how}",
-                "label cells of it in training images, change convert.split, or take it out of classes",
+                "label cells of it in training images, change convert.split or convert.seed, or take it out of classes",
             )
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellkit.cells.dataset import CellDataset, predict_all
+from cellkit.cells.dataset import CellDataset, predict_all, refuse_few
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord, read_records, write_records
 from cellkit.errors import UserError
@@ -216,3 +216,11 @@ def test_splits_come_in_order_and_only_where_they_have_images(run):
         split: names(images.select(split)) for split in ("train", "val", "test")
     }
     assert list(images.select("test").by_split()) == ["test"] and images.subset([]).by_split() == {}
+
+
+@pytest.mark.parametrize(("cells", "told"), [(2, "or lower finetune.min_train_masks"), (0, "or change convert.split")])
+def test_too_few_cells_to_train_on_are_refused_with_what_helps(cells, told):
+    labels = np.zeros((8, 8), np.int32)
+    labels[:2, :cells] = np.arange(1, cells + 1)
+    with pytest.raises(UserError, match=told):
+        refuse_few([Instances.from_labels(labels), Instances.empty((8, 8))], 3)
