@@ -99,6 +99,7 @@ _HOME = {  # exactly what the notebooks use; the rest is found by folder
     "models.training_state": ("find_history",),
     "pages.report": ("write_report",),
     "run.folder": ("Run",),
+    "run.foretold": ("describe_forecast",),
     "scores.attribution": ("gains",),
     "scores.matching": ("class_accuracy",),
     "show.charts": ("show_curves", "show_history", "show_interval", "show_scores"),

@@ -10,19 +10,53 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cellkit.cells.dataset import CellDataset
 from cellkit.config.recipes import section_at, section_name
 from cellkit.config.sections import Config
 from cellkit.errors import UserError
 from cellkit.files import write_json
 from cellkit.forecast.fits import check_fits, check_stage_disk
 from cellkit.forecast.learned import learn
-from cellkit.forecast.stages import Forecast, Plan, remarks
-from cellkit.forecast.words import compared, in_words, noted
-from cellkit.manifest import MANIFEST, NOTEBOOKS, UNFINISHED, owned_files, read_manifest
+from cellkit.forecast.stages import Forecast, Plan, remarks, uncounted
+from cellkit.forecast.words import NOT_TIMED, compared, in_words, noted, uncounted_in_words
+from cellkit.manifest import MANIFEST, NOTEBOOKS, RUNNER_VARIABLE, UNFINISHED, owned_files, read_manifest
+from cellkit.run.notebooks import notebooks_of
 from cellkit.run.preflight_data import Outlook
 
 LOOK_EVERY_S = 1.0  # at the files that a stage has written so far
 LEAST_PAUSE = 30  # times what the look before took: of very many files, looking is work too
+
+
+def describe_forecast(settings: Config, images: CellDataset) -> str:
+    """Return what the notebooks after 01 take on this computer, a line each.
+
+    Where a person steps through notebooks their backends are timed by a step each, once, for half a minute; the runner has
+    done so before, or was not asked for more.
+
+    Parameters
+    ----------
+    settings : Config
+    images : CellDataset
+        As converted, with their splits and labels.
+    """
+    books = notebooks_of(settings)
+    names = [book.name for book in books if book.name != "01_convert"]
+    used = images.subset([bool(record.split) for record in images.records])
+    instances = [own if by == "truth" else None for own, by in zip(used.instances, used.made_by, strict=True)]
+    timed = "before" if RUNNER_VARIABLE in os.environ else True
+    plan = Plan.of(settings, names, used.records, instances, timed)
+    found = plan.forecast()
+    if not found:
+        return "nothing can be told without images"
+    lines = [
+        f"all that follows: {in_words(found)}",
+        *(f"{name}: {in_words({name: one})}" for name, one in found.items()),
+    ]
+    if timed == "before" and not plan.speeds:
+        lines = [line.replace(NOT_TIMED, "not timed here; ") for line in lines]
+        lines.append("`cellkit doctor CONFIG` times it")
+    counted = uncounted_in_words(books, uncounted(settings, names))
+    return "\n".join([*lines, *([counted] if counted else [])])
 
 
 class Foretold:

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from cellkit.cells.dataset import CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
 from cellkit.config.reading import load_config
@@ -24,10 +25,11 @@ from cellkit.forecast.speed import Speed, speed_before, speed_of
 from cellkit.forecast.stages import backend_of, forecast_run, remarks
 from cellkit.forecast.words import in_words
 from cellkit.machine import peak_bytes
+from cellkit.manifest import RUNNER_VARIABLE
 from cellkit.models.gate import choosers
 from cellkit.models.shared.cost import Cost
 from cellkit.models.shared.diameter import tried_mpx
-from cellkit.run.foretold import Foretold
+from cellkit.run.foretold import Foretold, describe_forecast
 
 COST = Cost(prepare_s=1, step_s=0.5, find_s=2, search_s=5, step_bytes=1e8, searches=2)
 SPEED = Speed(COST, start_s=4, start_bytes=500_000_000, sample_bytes=800_000_000)
@@ -251,6 +253,22 @@ def test_a_backend_is_timed_once_for_a_machine_and_its_settings(tmp_path, monkey
         monkeypatch.setattr(subprocess, "run", Mock(side_effect=error))
         assert speed_of("cellpose_unet", {"base": "c"}) is None
         assert f"no forecast: cellpose_unet could not be timed: {why}" in capsys.readouterr().err
+
+
+def test_a_person_is_told_what_follows_and_the_runner_what_was_timed_before(config, timed, monkeypatch):
+    cfg = config("convert: {source: folder}\nfinetune: {steps: 100}")
+    cells = [Instances.empty((1000, 1000))] * len(images())
+    data = CellDataset(images(), cells, made_by=["truth", ""] + ["truth"] * (len(cells) - 2))
+    monkeypatch.delenv(RUNNER_VARIABLE, raising=False)
+    said = describe_forecast(cfg, data).splitlines()
+    assert said[0].startswith("all that follows: about ") and "01_convert" not in "".join(said) and timed
+    assert [line[:3] for line in said[1:]] == ["02_", "03_", "04_", "05_", "06_"]
+    assert describe_forecast(cfg, data.subset([])) == "nothing can be told without images"
+    timed.clear()
+    monkeypatch.setenv(RUNNER_VARIABLE, "null")
+    said = describe_forecast(cfg, data)
+    assert "not timed here" in said and said.endswith("`cellkit doctor CONFIG` times it")
+    assert not timed, "cellkit run --until 01 waits for no timing"
 
 
 def test_the_manifest_has_the_forecast_and_how_far_it_was_off_and_the_next_is_corrected(config, timed, tmp_path):
