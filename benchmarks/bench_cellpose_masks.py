@@ -104,20 +104,25 @@ def ours(
     return maps, found, time.process_time() - began
 
 
-def compare(name: str, pairs: Pairs, flow: float, weights: Path, network: Any, kept: Path | None, mkldnn: bool) -> None:
-    """Print the rows of one set."""
+def compare(
+    name: str, pairs: Pairs, flow: float, weights: Path, networks: dict[str, Any], kept: Path | None, mkldnn: bool
+) -> None:
+    """Print the rows of one set; the first network is the one that Cellpose runs too."""
     images, truths = [image for image, _ in pairs], [truth for _, truth in pairs]
     shapes, diameters = [image.shape[:2] for image in images], [diameter_of([truth]) for truth in truths]
     options = {"flow_threshold": flow, "cellprob_threshold": CELLPROB, "min_size": LEAST_PX}
-    made = [ours(network, image, px, options) for image, px in zip(images, diameters, strict=True)]
-    print(row(name, "ours", truths, [found for _, found, _ in made], [took for *_, took in made]), flush=True)
+    every = {}
+    for how, network in networks.items():
+        made = every[how] = [ours(network, image, px, options) for image, px in zip(images, diameters, strict=True)]
+        print(row(name, how, truths, [found for _, found, _ in made], [took for *_, took in made]), flush=True)
+    made = every["ours"]
     theirs = of_cellpose(weights, images, diameters, flow, kept)
     evals = {"Cellpose": theirs}
     if mkldnn:
         evals["Cellpose, mkldnn"] = of_cellpose(weights, images, diameters, flow, None, mkldnn=True)
-    for how, every in evals.items():
-        found = [Instances.from_labels(one.labels) for one in every]
-        took = [float(one.cpu_s[-1]) for one in every if len(one.cpu_s)]
+    for how, told in evals.items():
+        found = [Instances.from_labels(one.labels) for one in told]
+        took = [float(one.cpu_s[-1]) for one in told if len(one.cpu_s)]
         print(row(name, how, truths, found, took), flush=True)
     whole = [np.concatenate([one.flows, one.logit[None]]) for one in theirs]
     rows = {
@@ -140,6 +145,13 @@ def main() -> None:
     parser.add_argument(
         "--weights", default="starter", help="of cellpose_unet: starter, a name of the registry, a path"
     )
+    parser.add_argument(
+        "--also",
+        nargs="*",
+        default=["starter_light"],
+        metavar="WEIGHTS",
+        help="run by ours alone (default starter_light)",
+    )
     parser.add_argument("--flow-threshold", type=float, default=0.4, help="0 = no check")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--keep", type=Path, help="folder for what Cellpose found")
@@ -149,6 +161,8 @@ def main() -> None:
         print(f"left out: {lacks}")
         return
     network, _ = load_network(find_weights(given.weights), "float32")
+    others = {f"ours, {name}": load_network(find_weights(name), "float32")[0] for name in given.also}
+    networks = {"ours": network} | others
     folder = given.keep or Path(cellpose3.FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     weights = cellpose3.save_weights(network, folder / "weights")
@@ -163,7 +177,7 @@ def main() -> None:
             continue
         pairs = load(given.data / name, count, told)
         kept = given.keep and given.keep / f"{name}_{sha256_file(weights)[:8]}_{given.flow_threshold:g}.npz"
-        compare(name, pairs, given.flow_threshold, weights, network, kept, given.mkldnn)
+        compare(name, pairs, given.flow_threshold, weights, networks, kept, given.mkldnn)
 
 
 if __name__ == "__main__":
