@@ -242,7 +242,7 @@ def _budget_lines(found: Sequence[Result]) -> list[str]:
     rows = [(one.budget, one.map_iou) for one in chance]
     if len({n for n, _ in rows}) < 3:
         return []
-    return ["\nlearning curve of images chosen at random, MAP IoU:", tell_budget(rows, max(n for n, _ in rows), 0)]
+    return ["\nlearning curve of images chosen at random, MAP IoU:", tell_budget(rows, max(n for n, _ in rows), None)]
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ def _plan(given: argparse.Namespace, pool: Any, left_out: Sequence[str] = ()) ->
 
     train, held_out = to_rank(pool.images, pool.by_person)
     done = pool.images.subset([r.image_id in pool.by_person and r.split == "train" for r in pool.images.records])
-    rows, kept, cells = [], [], 0.0
+    rows, kept, cells = [], [], pool.cells
     if len(train):
         table, kept = _ranked(given, pool, train, done)
         write_frame(pool.out / PLAN_FILE, table)

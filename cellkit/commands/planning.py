@@ -39,6 +39,8 @@ class Pool:
         Scores of models trained on fewer and more images.
     quarantined : list of Quarantined
         Files that could not be used.
+    cells : float or None
+        Cells in an image that a person has labelled, in the mean; None where that is not known.
     """
 
     images: CellDataset
@@ -48,6 +50,7 @@ class Pool:
     comes_back: str
     curve: Path | None = None
     quarantined: list[Quarantined] = field(default_factory=list)
+    cells: float | None = None
 
 
 def pool_of_run(given: argparse.Namespace) -> Pool:
@@ -73,7 +76,9 @@ def pool_of_run(given: argparse.Namespace) -> Pool:
     images = CellDataset.from_records(run.find("records"), unused=True)
     images = images.subset([bool(record.split or record.flags) for record in images.records])
     labelled = read_coco(run.find_all("labels")["labels"], run.folder) if run.find_all("labels") else None
-    by_person = set() if labelled is None else {r.image_id for r in labelled.without_proposed().records}
+    labelled = None if labelled is None else labelled.without_proposed()
+    by_person = set() if labelled is None else {r.image_id for r in labelled.records}
+    cells = sum(map(len, labelled.instances)) / len(labelled) if labelled is not None and len(labelled) else None
     settings = run.stages().get("02_label_with_cellpose", {}).get("config", {})
     use, own = settings.get("use", "truth"), run.folder / TO_CORRECT
     places = [own] if use in ("truth", "proposed") else [own, here(use)]
@@ -84,7 +89,8 @@ def pool_of_run(given: argparse.Namespace) -> Pool:
         what = "where your labels are" if use == "truth" else f"in {use}, where the others are,"
         back = f"Back: save them {what} and run the notebooks again."
     curve = run.folder / CURVE_FILE
-    return Pool(images, by_person, _model_of(run, given, settings), out, back, curve if curve.is_file() else None)
+    model = _model_of(run, given, settings)
+    return Pool(images, by_person, model, out, back, curve if curve.is_file() else None, cells=cells)
 
 
 def _refuse_own(out: str, run: Any) -> None:

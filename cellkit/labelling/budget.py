@@ -212,7 +212,7 @@ def read_curve(path: str | Path) -> list[tuple[int, float]]:
     Raises
     ------
     UserError
-        No such file or column, or what stands there is no number.
+        No such file or column, or what stands there is no number of images or no score.
     """
     from cellkit.sources.source_tables import read_table
 
@@ -222,17 +222,26 @@ def read_curve(path: str | Path) -> list[tuple[int, float]]:
     rows = []
     for line, row in enumerate(read_table(path, ("images", "score"), path.parent), 2):
         try:
-            rows.append((int(row["images"]), float(row["score"])))
+            images, score = int(row["images"]), float(row["score"])
+            if images < 0 or not 0 <= score <= 1:  # nan is in no interval
+                raise ValueError
+            rows.append((images, score))
         except ValueError:
             what = f"{path} line {line}: images is '{row['images']}', score '{row['score']}'"
-            raise UserError(what, "images is a whole number, score a number from 0 to 1") from None
+            raise UserError(what, "images is a whole number from 0, score a number from 0 to 1") from None
     return rows
+
+
+def _cost(more: int, cells: float, seconds_per_cell: float) -> str:
+    """Say what labelling so many images takes."""
+    minutes = more * float(minutes_for(np.array(cells), seconds_per_cell))
+    return f"about {more * cells:.0f} cells, {minutes:.0f} minutes"
 
 
 def tell_budget(
     rows: Sequence[tuple[int, float]],
     now: int,
-    cells: float,
+    cells: float | None,
     seconds_per_cell: float = SECONDS_PER_CELL,
     more: int = FIVE,
 ) -> str:
@@ -244,8 +253,8 @@ def tell_budget(
         As for `fit_budget`.
     now : int
         Images labelled so far; taken as the largest number measured where that is larger.
-    cells : float
-        Cells expected in an image that would be labelled next.
+    cells : float, optional
+        Cells expected in an image that would be labelled next; None where nobody knows: then no cost is told.
     more : int
         Images that the first sentence is about; fewer, where the curve was not measured that far.
     """
@@ -257,16 +266,15 @@ def tell_budget(
     except UserError as error:
         problem, _, remedy = str(error).partition("\n")
         return f"what more images would gain cannot be told yet: {problem}\n{remedy}"
-    minutes = more * float(minutes_for(np.array(cells), seconds_per_cell))
-    cost = f"about {more * cells:.0f} cells, {minutes:.0f} minutes"
+    cost = None if cells is None else _cost(more, cells, seconds_per_cell)
     measured = ", ".join(map(str, curve.sizes))
     count = curve.worth(now)
     if gain.high < WORTH * more / FIVE:
         advice = "more images of this kind hardly change the score: look at what is missed instead"
     elif gain.low >= WORTH * more / FIVE:
-        advice = f"label more: it is worth it ({cost})"
+        advice = "label more: it is worth it" + (f" ({cost})" if cost else "")
     else:
-        advice = f"label more only if the chance of that is worth {cost} to you"
+        advice = f"label more only if the chance of that is worth {cost or 'the work'} to you"
     further = ", and it tells no further" if count and count == curve.told(now) else ""
     worth = (
         f"the next {count} image{'s' * (count != 1)} gain{'s' * (count == 1)} at least {WORTH / FIVE:g} each{further}"

@@ -88,6 +88,16 @@ def test_images_that_a_run_left_out_for_want_of_labels_are_left_to_label(run_dir
     assert json.loads(said("plan", run_dir, "--model", "threshold", "--json")[1])["not_in_run"] == ["HEK/9.tif"]
 
 
+def test_where_nothing_is_left_the_cost_is_of_images_like_the_labelled_ones(run_dir, drawn, said):
+    (run_dir / "learning_curve.csv").write_text("images,score\n1,0.5\n2,0.6\n3,0.65\n5,0.7\n")
+    assert said("plan", run_dir, "-n", "3")[0] == 0
+    (run_dir / "to_correct" / "confirmed.csv").write_text("image_id\n1\n2\n3\n")  # right as they are
+    code, out, _ = said("plan", run_dir)
+    cells = 5 * len(drawn.instances[0])
+    assert code == 0 and "nothing is left to label" in out
+    assert f"about {cells} cells, {cells * 5 / 60 + 5:.0f} minutes" in out, out
+
+
 @pytest.mark.parametrize("out", [".", "labels", "labels/mine", "images", "notebooks", "records.csv"])
 def test_nothing_is_written_where_the_run_keeps_its_own_files(run_dir, said, out):
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}

@@ -118,6 +118,13 @@ def test_the_advice_follows_the_interval():
     assert "label more only if the chance of that is worth about 150 cells, 30 minutes to you" in unsure
 
 
+def test_without_cells_to_go_by_no_cost_is_told():
+    steep = [(n, 0.9 - 0.8 * n**-0.5) for n in (1, 2, 3, 4, 5) for _ in range(3)]
+    for measured, words in ((steep, "it is worth it\n"), (rows(PUBLISHED["cyto"]), "is worth the work to you\n")):
+        told = tell_budget(measured, 5, None)
+        assert words in told and "minutes" not in told and "cells" not in told
+
+
 def test_a_curve_is_read_from_a_table(tmp_path):
     path = tmp_path / "curve.csv"
     path.write_text("images,score,seed\n1,0.5,0\n2,0.6,1\n")
@@ -125,6 +132,18 @@ def test_a_curve_is_read_from_a_table(tmp_path):
     path.write_text("images,score\n1,high\n")
     with pytest.raises(UserError, match=r"line 2: images is '1', score 'high'"):
         read_curve(path)
+    for images, score in (
+        ("1", "nan"),
+        ("1", "inf"),
+        ("2", "1.5"),
+        ("2", "-0.1"),
+        ("-1", "0.5"),
+        ("nan", "0.5"),
+        ("2", "0,5"),
+    ):
+        path.write_text(f'images,score\n1,0.5\n{images},"{score}"\n')
+        with pytest.raises(UserError, match=rf"line 3: images is '{images}', score '{score}'"):
+            read_curve(path)
     with pytest.raises(UserError, match="no file at"):
         read_curve(tmp_path / "none.csv")
     with pytest.raises(UserError, match=r"1 images, score 7"):
