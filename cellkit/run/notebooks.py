@@ -31,7 +31,7 @@ class Notebook:
     section : str
         Section of the configuration: by the stage's name, or metadata ``cellkit.section``.
     minutes : float or None
-        About how long it takes on two cores: metadata ``cellkit.minutes``.
+        About how long it takes on two cores: metadata ``cellkit.minutes``; said of a recipe that no forecast counts.
     sha256 : str
         Hash of its code cells, the parameters left out.
     keys : tuple of str

@@ -409,11 +409,10 @@ class _Runner:
         return f"{self._number(book.name)} {book.name}  cell {cell}/{cells}  {clock.elapsed()}{about}"
 
     def _expected(self, book: Notebook, manifest: dict[str, Any]) -> float | None:
-        """Return about how many seconds a notebook takes: by the forecast, else as last time here, or as its metadata says."""
+        """Return about how many seconds a notebook takes: by the forecast, else as last time here; None: nobody knows."""
         if (forecast := self.foretold.seconds(book.name)) is not None:
             return forecast
-        seconds = manifest["stages"].get(book.name, {}).get("seconds")
-        return seconds if seconds else book.minutes * 60 if book.minutes else None
+        return manifest["stages"].get(book.name, {}).get("seconds") or None
 
     def _expected_after(self, book: Notebook, manifest: dict[str, Any]) -> float | None:
         """Return the seconds of the notebooks still to run after this one; None if unknown."""
