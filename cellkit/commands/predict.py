@@ -76,7 +76,7 @@ def run(given: argparse.Namespace) -> Answer:
 
     from cellkit.commands.loops import loop_of_predict
     from cellkit.config.reading import set_strings
-    from cellkit.measure.images import check_table_name, joined, measure_files, write_cells
+    from cellkit.measure.images import check_table_name, joined, measure_files, none_measured, write_cells
     from cellkit.models.shared.fusion import FusionSettings
     from cellkit.predict.files import predict_files
     from cellkit.predict.joined import fuse_models, open_model
@@ -109,14 +109,18 @@ def run(given: argparse.Namespace) -> Answer:
     skipped, table = list(done.quarantined), ""
     if measured:
         tables = list(done.tables.values())  # of those that were read window by window
-        if len(tables) < done.images:
+        large = {*done.tables, *done.unmeasured}
+        if len(large) < done.images:
             folders = [Path(folder) for folder in where[1:] if folder is not None]
             small = measure_files(
-                given.images, done.path, conversion=conversion, workers=workers, avoid=folders, but=set(done.tables)
+                given.images, done.path, conversion=conversion, workers=workers, avoid=folders, but=large
             )
             named = {one.item for one in done.quarantined}
             skipped += [one for one in small.quarantined if one.item not in named]
             tables.append(small.table)
+        skipped += [one.in_one_line() for one in done.unmeasured.values()]
+        if not tables:
+            raise none_measured(done.images, list(done.unmeasured.values()))
         table = f"; {write_cells(given.cells, joined(tables))}: a row for each"
     loop.end([done.path, done.path, *(Path(place) for place in (*where[1:], given.cells) if place is not None)])
     list_quarantined(skipped)

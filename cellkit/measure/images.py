@@ -135,9 +135,14 @@ def measure_files(
     tables = [table for table in tables if table is not None]
     quarantined = [*unopened, *unread, *more, *alone, *(item.in_one_line() for item in broken)]
     if not tables:
-        problem, _, remedy = (broken or quarantined)[0].reason.removeprefix("UserError: ").partition("\n")
-        raise UserError(f"of {counted(len(work), 'image')} none could be measured; {problem}", remedy)
+        raise none_measured(len(work), broken or quarantined)
     return Measured(joined(tables), quarantined, tuple(dict.fromkeys((*side.notes, *notes))))
+
+
+def none_measured(images: int, broken: Sequence[Quarantined]) -> UserError:
+    """Say that nothing could be measured, and why not the first image."""
+    problem, _, remedy = broken[0].reason.removeprefix("UserError: ").partition("\n")
+    return UserError(f"of {counted(images, 'image')} none could be measured; {problem}", remedy)
 
 
 # ---- cells and their images ----------------------------------------------------------------------------------------

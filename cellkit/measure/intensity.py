@@ -8,6 +8,7 @@ anything of two dimensions that gives an array for a slice of rows. The numbers 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,12 +16,15 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.runs import ranges
-from cellkit.errors import UserError
+from cellkit.errors import StopAll, UserError
 from cellkit.measure.rows import sums_of_each
 
 BLOCK_PX = 2**20  # of cells at once: what the processor's cache holds
 WINDOW_PX = 2**24  # of the channel at once, but for a cell that is taller
 MEASURES = ("mean", "median", "max", "sd", "integrated")
+NUMBERS_FIRST = "replace them by a number, or give the file without that channel"
+IN_CELL = "a cell has pixels that are no numbers (nan or infinite)", NUMBERS_FIRST
+OUTSIDE = "pixels outside the cells are no numbers (nan or infinite)", NUMBERS_FIRST
 MOST_CELLS = 2**15  # at once: their number and a value of 16 bits share 32 bits
 
 
@@ -50,6 +54,26 @@ class Brightness:
     cells: dict[str, np.ndarray]
     parts: dict[str, np.ndarray] | None
     background: float
+
+
+@contextmanager
+def of_channel(name: str) -> Iterator[None]:
+    """Name the channel in what is said of its values.
+
+    Examples
+    --------
+    >>> with of_channel("GFP"):
+    ...     raise UserError(*OUTSIDE)
+    Traceback (most recent call last):
+    cellkit.errors.UserError: channel GFP: pixels outside the cells are no numbers (nan or infinite)
+    replace them by a number, or give the file without that channel
+    """
+    try:
+        yield
+    except StopAll:
+        raise
+    except UserError as error:
+        raise UserError(f"channel {name}: {error.problem}", error.remedy) from error
 
 
 def brightness(cells: Instances, plane: Plane, parts: Instances | None = None) -> Brightness:
@@ -122,7 +146,7 @@ def _of_each(values: np.ndarray, bounds: np.ndarray) -> dict[str, np.ndarray]:
         raise UserError(f"the values of a channel are {values.dtype}", "give whole or real numbers")
     numbers = values.astype(np.float64)
     if not np.isfinite(numbers).all():
-        raise UserError("a cell has pixels that are no numbers (nan or infinite)", "replace them, or cut the image")
+        raise UserError(*IN_CELL)
     count = np.diff(bounds)
     total = np.add.reduceat(numbers, bounds[:-1])
     owner = np.repeat(np.arange(len(count)), count)
@@ -217,9 +241,7 @@ class _Outside:
             return np.nan
         values = np.concatenate(self.loose).astype(np.float64)
         if not np.isfinite(values).all():
-            raise UserError(
-                "pixels outside the cells are no numbers (nan or infinite)", "replace them, or cut the image"
-            )
+            raise UserError(*OUTSIDE)
         return float(np.median(values))
 
 

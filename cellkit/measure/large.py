@@ -10,7 +10,8 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.windows import BLOCK_PX, Window, blocks, taken
-from cellkit.measure.intensity import brightness, corrected
+from cellkit.errors import UserError
+from cellkit.measure.intensity import OUTSIDE, brightness, corrected, of_channel
 from cellkit.measure.neighbours import nearest_px, touching
 from cellkit.measure.rows import Rows
 from cellkit.measure.shape import shapes
@@ -51,6 +52,11 @@ def measure_large(
     -------
     pandas.DataFrame
         The background of a channel of more than 16 bits is the median of at most 65,536 steps of its values.
+
+    Raises
+    ------
+    UserError
+        A channel with values that are no numbers (nan or infinite).
     """
     import pandas as pd
 
@@ -65,7 +71,8 @@ def measure_large(
     found = with_um(found, um_per_px) | {"um_per_px": np.full(len(numbers), um_per_px)}
     for name, plane in channels.items():
         of_cells = {column: np.concatenate([part[1][name][column] for part in parts]) for column in parts[0][1][name]}
-        level = _background(plane, labels)
+        with of_channel(name):
+            level = _background(plane, labels)
         own = of_cells | corrected(of_cells, found["area_px"], level)
         found |= {f"{column}_{name}": values for column, values in own.items()}
     return pd.DataFrame(found)
@@ -82,7 +89,10 @@ def _of_strip(
     placed = Instances.from_runs(shape, cells.starts + window.top * shape[1], cells.lengths, cells.offsets)
     found = {"label": numbers, **shapes(placed, Rows.of(placed))}
     found["neighbours"] = touching(Rows.of(every), shape[1])[own]
-    lit = {name: brightness(cells, taken(plane, window)).cells for name, plane in channels.items()}
+    lit = {}
+    for name, plane in channels.items():
+        with of_channel(name):
+            lit[name] = brightness(cells, taken(plane, window)).cells
     return found, lit
 
 
@@ -91,6 +101,8 @@ def _background(plane: Any, labels: Any) -> float:
     total: list[Light] = []
     for window, values in blocks(plane, BLOCK_PX):
         outside = values[np.asarray(labels[window.slices]) == 0]
+        if outside.dtype.kind == "f" and not np.isfinite(outside).all():
+            raise UserError(*OUTSIDE)
         if outside.size:
             total = [Light.sum([*total, Light.of(outside)])]
     return total[0].percentiles((50,))[0] if total else math.nan

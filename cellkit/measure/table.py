@@ -11,7 +11,7 @@ import numpy as np
 from cellkit.cells.instances import Instances
 from cellkit.cells.resize import instances_on
 from cellkit.errors import UserError, counted
-from cellkit.measure.intensity import Plane, brightness, corrected
+from cellkit.measure.intensity import Plane, brightness, corrected, of_channel
 from cellkit.measure.neighbours import nearest_px, touching
 from cellkit.measure.nuclei import nuclear_parts, nucleus_and_cytoplasm
 from cellkit.measure.rows import Rows
@@ -109,7 +109,9 @@ def measure(
         found["nucleus_area_px"] = parts.areas_px
     found = with_um(found, um_per_px) | {"um_per_px": np.full(len(cells), um_per_px)}
     for name, plane in (channels or {}).items():
-        own = {f"{column}_{name}": values for column, values in _of_channel(cells, parts, plane).items()}
+        with of_channel(name):
+            measured = _of_channel(cells, parts, plane)
+        own = {f"{column}_{name}": values for column, values in measured.items()}
         if twice := sorted(own.keys() & found.keys()):
             raise UserError(f"two channels have a column {twice[0]}: '{name}' and another", "rename one of the two")
         found |= own

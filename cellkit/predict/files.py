@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 class Predicted:
     """What a prediction did: the file, images and cells in it, cells per class, images resumed, images skipped.
 
-    `tables` are the measurements of images that were read window by window, by id.
+    `tables` are the measurements of images that were read window by window, by id; `unmeasured` are those of them that could not
+    be measured, and why.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Predicted:
     resumed: int
     quarantined: list[Quarantined]
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    unmeasured: dict[str, Quarantined] = field(default_factory=dict)
 
 
 def predict_files(
@@ -144,7 +146,7 @@ def predict_files(
                 "settings": model.config, "conversion": job.conversion_json(),
                 "quarantined": [{"item": q.item, "reason": q.reason} for q in quarantined]}  # fmt: skip
         counts = _assemble(out, done, info)
-    return Predicted(out, len(done), sum(counts.values()), counts, resumed, quarantined, job.tables)
+    return Predicted(out, len(done), sum(counts.values()), counts, resumed, quarantined, job.tables, job.unmeasured)
 
 
 class _Job:
@@ -163,6 +165,7 @@ class _Job:
         self.model, self.conversion, self.parts, self.outputs = model, conversion, parts, outputs
         self.window_px, self.measured, self.workers = window_px, measured, workers
         self.tables: dict[str, pd.DataFrame] = {}  # of images that are read window by window
+        self.unmeasured: dict[str, Quarantined] = {}
         self.hashed: tuple[Path | None, str] = (None, "")
         self.notes: dict[str, tuple[str, ...]] = {}  # of the pictures that were read, by image id
         drawn = outputs.overlays
@@ -263,6 +266,8 @@ class _Job:
         self.notes[frame.image_id] = found.notes
         if found.table is not None:
             self.tables[frame.image_id] = found.table
+        if found.unmeasured:
+            self.unmeasured[frame.image_id] = Quarantined(_name_of(frame), found.unmeasured)
         left = LeftOut()
         left.of_image(found.left_out, frame.image_id)
         left.log("predict")

@@ -12,7 +12,7 @@ import numpy as np
 
 from cellkit.cells.instances import Instances
 from cellkit.cells.records import ImageRecord
-from cellkit.errors import UserError, counted
+from cellkit.errors import StopAll, UserError, counted, of_place
 from cellkit.files import read_json, write_json
 from cellkit.formats.coco import write_coco
 from cellkit.formats.large_labels import FORMS, write_large_tiff, write_large_zarr
@@ -21,7 +21,7 @@ from cellkit.measure.channels import column_names
 from cellkit.measure.large import measure_large
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.file_info import COLOURS, LARGEST_PLANE_PX, Opened
-from cellkit.microscope.frames import Frame
+from cellkit.microscope.frames import Frame, reason_of
 from cellkit.microscope.open import open_file
 from cellkit.microscope.windows import large_picture, plane_array
 from cellkit.models.shared.contract import Segmenter
@@ -48,12 +48,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LargeFound:
-    """What was found in a large frame: the file that says so, what to say of how it was read, cells left out by reason, and
-    the table of measurements where it was asked for."""
+    """What was found in a large frame: what to say of how it was read, cells left out by reason, and the table of measurements
+    where it was asked for, or why there is none."""
 
     notes: tuple[str, ...]
     left_out: Counter[str]
     table: pd.DataFrame | None = None
+    unmeasured: str = ""
 
 
 def refuse_form(form: str, name: str) -> None:
@@ -96,7 +97,7 @@ def find_large(
     labels : Path, optional
         Where the label image goes, in the given `form`.
     measured : bool
-        Measure the cells too.
+        Measure the cells too. Where that fails, the cells that were found are kept all the same.
 
     Raises
     ------
@@ -142,19 +143,33 @@ def find_large(
             else:
                 about = (picture.um_per_px, painted, bare, classes, form)
                 write_large_zarr(labels, list(planes.values()), list(planes), *about, made_by=MADE_BY)
-        table = None
-        if measured:
-            strips = lambda: strips_of(painted, cells.boxes)  # noqa: E731
-            table = measure_large(strips, painted, planes, picture.um_per_px, cells.scores, cells.class_ids, classes)
-            names = {"image": frame.image_id, "line": "", "group": ""}
-            for place, (name, value) in enumerate(names.items()):
-                table.insert(place, name, np.full(len(table), value, object))
+        about = frame, painted, planes, picture.um_per_px, cells, classes
+        table, unmeasured = _measured(*about) if measured else (None, "")
         notes = tuple(dict.fromkeys(level.note for level in picture.levels if level.note))
     left_out = left_out_of(parts)
     if cells.pieced:
         left_out[PIECED] += cells.pieced
     _write_summary(part, notes)
-    return LargeFound(notes, left_out, table)
+    return LargeFound(notes, left_out, table, unmeasured)
+
+
+def _measured(
+    frame: Frame, painted: Any, planes: dict[str, Any], um_per_px: float, cells: Any, classes: tuple[str, ...]
+) -> tuple[pd.DataFrame | None, str]:
+    """Return the table of the cells, or None and why there is none: what is wrong with a channel that no model looked at."""
+    try:
+        strips = lambda: strips_of(painted, cells.boxes)  # noqa: E731
+        table = measure_large(strips, painted, planes, um_per_px, cells.scores, cells.class_ids, classes)
+    except StopAll:
+        raise
+    except Exception as error:  # as for any image that cannot be measured
+        if of_place(error):
+            raise
+        return None, str(error) if isinstance(error, UserError) else reason_of(error)
+    names = {"image": frame.image_id, "line": "", "group": ""}
+    for place, (name, value) in enumerate(names.items()):
+        table.insert(place, name, np.full(len(table), value, object))
+    return table, ""
 
 
 def _planes(opened: Opened, frame: Frame, projection: str | int) -> dict[str, Any]:
