@@ -102,6 +102,38 @@ def read_json(path: str | Path) -> Any:
     return json.loads(decoded(Path(path).read_bytes()))
 
 
+def read_stored(
+    path: str | Path, parts: Mapping[str, type] | None = None, needed: Sequence[str] = (), remedy: str = ""
+) -> dict[str, Any]:
+    """Read a JSON file that cellkit wrote: an object, whose `parts` are of their kinds where they are there and not null.
+
+    Parameters
+    ----------
+    parts : mapping of str to type, optional
+    needed : sequence of str
+        Parts that have to be there.
+    remedy : str
+        What to do where the file is damaged.
+
+    Raises
+    ------
+    UserError
+        The file is damaged: no JSON, or of another kind than it is written.
+    """
+    try:
+        found = read_json(path)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is no JSON", remedy) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no object of JSON", remedy)
+    for name, kind in (parts or {}).items():
+        value = found.get(name)
+        if not isinstance(value, kind) and (name in needed or value is not None):
+            why = f"its part {name} is {type(value).__name__}" if name in found else f"it has no part {name}"
+            raise UserError(f"{path} is damaged: {why}", remedy)
+    return found
+
+
 def decoded(content: bytes, errors: str = "strict") -> str:
     r"""Return the text of a file: UTF-8, or UTF-16 or UTF-32 where it begins with their mark, as Windows writes them.
 

@@ -26,6 +26,7 @@ from cellkit.models import model_name, order_models
 from cellkit.pages.measurements import brightness_words, measured_words, shown_cells
 from cellkit.pages.results import RunFiles, in_words, with_interval
 from cellkit.pages.scores import PROCESSORS, comparisons, kept_words, who_saw
+from cellkit.pages.stored import FAULTS, why_left_out
 from cellkit.scores.attribution import gains
 from cellkit.scores.matching import THRESHOLDS, match_pairs
 from cellkit.scores.table import paired_bootstrap, per_image
@@ -52,8 +53,8 @@ def make_slides(run_dir: str | Path) -> Deck:
     for make in (unlabelled, *SLIDES) if files.unlabelled else SLIDES:
         try:
             made.append(make(files))
-        except UserError as error:
-            left_out.append((make.__name__.strip("_"), str(error).split("\n")[0]))
+        except FAULTS as error:
+            left_out.append((make.__name__.strip("_"), why_left_out(error)))
     if not made:
         raise UserError(f"'{run_dir}' holds nothing to show: {left_out[0][1]}", "make a run: cellkit run CONFIG")
     return Deck(f"cellkit: {files.folder.resolve().name}", tuple(made), tuple(left_out))
@@ -320,10 +321,9 @@ def flows(files: RunFiles) -> Slide:
 def training(files: RunFiles) -> Slide:
     """Show the fine-tuning."""
     stage = "03_finetune_cellpose"
-    path = files.histories().get(stage)
-    if path is None:
+    if stage not in files.histories():
         raise UserError(f"{files.folder.name} has no history of {stage}")
-    rows = pd.read_csv(path)
+    rows = files.history(stage)
     scored = rows["score"].notna().any()
     kept = rows[rows["kept"] == 1] if "kept" in rows else rows.iloc[:0]
     best = kept.iloc[0] if len(kept) else rows.loc[rows["score"].idxmax()] if scored else rows.iloc[-1]
@@ -345,7 +345,7 @@ def training(files: RunFiles) -> Slide:
     ]
     alt = "Training loss over the steps"
     alt += ", and below it the score on validation images with the best step marked." if scored else "."
-    draw = lambda f: show_history(path, f, score="MAP IoU" if is_scored else AGREEMENT)  # noqa: E731
+    draw = lambda f: show_history(rows, f, score="MAP IoU" if is_scored else AGREEMENT)  # noqa: E731
     return Slide("training", "Fine-tuning", [p for p in points if p], draw, alt, foot(files, "val", is_scored))
 
 

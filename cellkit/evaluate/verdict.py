@@ -12,7 +12,7 @@ import numpy as np
 from cellkit.cells.dataset import NO_ACCURACY, CellDataset
 from cellkit.cells.instances import Instances
 from cellkit.errors import counted
-from cellkit.files import read_json
+from cellkit.files import read_stored
 from cellkit.models.gate import CROSS_FITTING, IN_QUARTERS, judges
 from cellkit.scores.intervals import EXPECTED, LEVEL, WORTH, Difference, reach
 from cellkit.scores.table import bootstrap_draws, paired_bootstrap, score_table
@@ -146,9 +146,15 @@ def who_judged(decisions: Mapping[str, Path]) -> str:
     """
     if not decisions:
         return "no model was adapted in this run"
-    told = read_json(decisions["decision"])
+    told = _told(decisions)
     text = f"Cellpose, {told.get('regime_in_words', 'three parts')}"
     return "; ".join(filter(None, [text, unseen_words(told), told.get("tuned_in_words", "")]))
+
+
+def _told(decisions: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what notebook 03 wrote; empty where it has not run."""
+    remedy = "repeat `cellkit run`: 03_finetune_cellpose writes it again"
+    return read_stored(decisions["decision"], {"judges": list}, remedy=remedy) if decisions else {}
 
 
 UNSEEN = "validation scores of Cellpose are of cells that runs found which had not seen the image"
@@ -174,7 +180,7 @@ def images_to_decide(truth: CellDataset, decisions: Mapping[str, Path]) -> CellD
     decisions : mapping
         As for `who_judged`.
     """
-    told = read_json(decisions["decision"]) if decisions else {}
+    told = _told(decisions)
     seen = set(told.get("judges", ())) if told.get("regime") == IN_QUARTERS else set()
     return truth.subset([record.image_id not in seen for record in truth.records])
 

@@ -11,7 +11,6 @@ from cellkit.cells.records import SPLIT_TITLES, ImageRecord, channel_names, is_s
 from cellkit.config.recipes import RECIPES, recipe_name, recipe_sections
 from cellkit.config.sections import BACKEND_SECTIONS, STAGES, Config, section_class
 from cellkit.errors import UserError, counted
-from cellkit.files import read_json
 from cellkit.forecast.words import summed_up
 from cellkit.labelling.rounds import CHANGE_WORDS, FIRST_WORDS
 from cellkit.microscope.flags import reasons
@@ -75,10 +74,9 @@ MOST_ROWS = 200
 
 def _reasons(files: RunFiles) -> Callable[[ImageRecord], str]:
     """Return what says why an image is flagged: with numbers and limits where quality.csv and quality.json hold them."""
-    table, limits = files.path("quality.csv"), files.path("quality.json")
-    known = table is not None and limits is not None
+    known = files.path("quality.csv") is not None and files.path("quality.json") is not None
     measured = files.table("quality.csv").set_index("image_id").to_dict("index") if known else {}
-    thresholds = read_json(limits)["thresholds"] if known else {}
+    thresholds = files.json("quality.json", "thresholds")["thresholds"] if known else {}
 
     def why(record: ImageRecord) -> str:
         plain = record.flags.replace(";", ", ").replace("_", " ") or "no reason noted"
@@ -185,10 +183,9 @@ def changes_chapter(files: RunFiles) -> list:
 
 def flags_chapter(files: RunFiles) -> list:
     """Which images are flagged, and why."""
-    path = files.path("quality.json")
-    if path is None:
+    quality_notes = files.json("quality.json", "words", "copies", "thresholds")
+    if not quality_notes:
         return []
-    quality_notes = read_json(path)
     blocks: list = [Words(f"{words[0].upper()}{words[1:]}.") for words in quality_notes["words"]]
     if quality_notes["copies"]:
         rows = [
@@ -208,10 +205,9 @@ def flags_chapter(files: RunFiles) -> list:
 
 def sheet_chapter(files: RunFiles) -> list:
     """The data-set sheet."""
-    path = files.path("sheet.json")
-    if path is None:
+    sheet = files.json("sheet.json")
+    if not sheet:
         return []
-    sheet = read_json(path)
     table = class_table(sheet)
     rows = [
         [name, *(in_words(float(v), 0 if float(v).is_integer() else 1) for v in row)] for name, row in table.iterrows()
@@ -243,20 +239,18 @@ def training_chapter(files: RunFiles) -> list:
     UserError
         No training left a history.
     """
-    import pandas as pd
-
     histories = files.histories()
     if not histories:
         raise UserError("no training of this run left a history.csv")
     blocks = []
-    for name, path in histories.items():
+    for name in histories:
         what = "MAP IoU, mean of classes" if "maskrcnn" in name else "MAP IoU"
         what = AGREEMENT if "val" in files.truths and "val" not in files.scored_truths else what
-        history = pd.read_csv(path)
+        history = files.history(name)
         scored = "score" not in history or history["score"].notna().any()
         text = f"{name}: loss, and {what} on whole validation images; the ring marks the weights that were kept."
         text = text if scored else f"{name}: loss; no image chose its weights."
-        blocks.append(drawn(lambda f, path=path, what=what: show_history(path, f, score=what), 6.2, 4.8, text))
+        blocks.append(drawn(lambda f, history=history, what=what: show_history(history, f, score=what), 6.2, 4.8, text))
     return blocks + _too_few_cells(files)
 
 
@@ -265,8 +259,8 @@ def _too_few_cells(files: RunFiles) -> list:
 
     Where images judge in turn (see `cellkit.models.gate.regime_of`), validation images that a person labelled teach too.
     """
-    path, least = files.path("decision.json"), files.setting("finetune.min_train_masks")
-    in_turn = path is not None and read_json(path).get("regime") in (CROSS_FITTING, IN_QUARTERS)
+    least = files.setting("finetune.min_train_masks")
+    in_turn = files.json("decision.json").get("regime") in (CROSS_FITTING, IN_QUARTERS)
     least = max(least or 0, 1) if in_turn else least
     if not least or files.path("labels.csv") is None:
         return []

@@ -18,6 +18,7 @@ from cellkit.models import model_name, order_models
 from cellkit.outdated import outdated_stages
 from cellkit.pages import images, measurements, scores
 from cellkit.pages.results import Picture, RunFiles, Table, Words, with_interval
+from cellkit.pages.stored import FAULTS, why_left_out
 from cellkit.run.folder import Stage
 
 
@@ -87,26 +88,27 @@ def _made(files: RunFiles, name: str, title: str, make: Callable[[RunFiles], lis
     """Make a chapter; what it cannot be made of is said in its place."""
     try:
         blocks = make(files)
-    except (UserError, ValueError, KeyError, TypeError, OSError) as error:
-        reason = str(error).split("\n")[0] or type(error).__name__
-        blocks = [Words(f"Left out: {reason}{'' if isinstance(error, UserError) else f' ({type(error).__name__})'}.")]
+    except FAULTS as error:
+        blocks = [Words(f"Left out: {why_left_out(error)}.")]
     return Chapter(name, title, blocks)
 
 
 def _headline(files: RunFiles) -> str:
     outdated = {} if files.staged else outdated_stages(files.manifest)
     told = "; ".join(f"{name}: {why}" for name, why in outdated.items())
-    return _of_scores(files) + (f" Out of date, and told as it was ({told})." if told else "")
+    try:
+        text = _of_scores(files)
+    except FAULTS as error:
+        scored = files.path("scores.csv") is not None
+        text = f"No score: {why_left_out(error)}." if scored else "No scores yet: 06_evaluate_map_iou has not finished."
+    return text + (f" Out of date, and told as it was ({told})." if told else "")
 
 
 def _of_scores(files: RunFiles) -> str:
-    try:
-        if files.no_accuracy:
-            return f"{files.no_accuracy[0].upper()}{files.no_accuracy[1:]}. Below: which images to correct first."
-        best, split = files.best, files.report_split
-        line = files.line(best, split)
-    except (UserError, ValueError, KeyError, OSError):
-        return "No scores yet: 06_evaluate_map_iou has not finished."
+    if files.no_accuracy:
+        return f"{files.no_accuracy[0].upper()}{files.no_accuracy[1:]}. Below: which images to correct first."
+    best, split = files.best, files.report_split
+    line = files.line(best, split)
     if line is None:
         return f"No score: the run has no labelled {SPLIT_TITLES.get(split, 'test')} image. {scores.kept_words(files)}".rstrip()
     chose = split == files.choose_split and files.decided["by"] == "images"

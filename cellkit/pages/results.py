@@ -20,12 +20,11 @@ from cellkit.config.sections import STAGES
 from cellkit.errors import UserError
 from cellkit.evaluate.classes import class_model, classes_found
 from cellkit.evaluate.evaluation import decide, of_images, predictions_of, summarise
-from cellkit.files import from_cell, read_json
 from cellkit.formats.coco_reading import read_coco
-from cellkit.formats.measured import read_cells_table
 from cellkit.manifest import covered, finished_entries, owned_files, read_manifest
 from cellkit.models import order_models
 from cellkit.outdated import unused_models
+from cellkit.pages.stored import STAGE_OF, stored_json, stored_table
 from cellkit.scores.attribution import worst_images
 from cellkit.show.style import new_figure, to_png
 from cellkit.under_way import note_reading
@@ -102,20 +101,6 @@ def percent(share: float) -> str:
 
 
 SUMMARY_COLUMNS = ("score", "low", "high", "images", "truth_cells", "found_cells")
-TEXTS = {"model", "image_id", "cell_type", "group", "split", "class_name", "size", "line", "class", "kind", "made_by",
-         "since"}  # columns of text, also where all of it are digits  # fmt: skip
-STAGE_OF = {
-    "records.csv": "01_convert",
-    "coco": "04_cells_to_coco",
-    "predictions": "02 to 05",
-    "scores.csv": "06_evaluate_map_iou",
-    "counts.csv": "06_evaluate_map_iou",
-    "attribution.csv": "06_evaluate_map_iou",
-    "cells.csv": "06_evaluate_map_iou",
-    "summary.json": "06_evaluate_map_iou",
-    "correct_first.csv": "02_label_with_cellpose",
-    "label_changes.csv": "02_label_with_cellpose",
-}
 
 
 class RunFiles:
@@ -184,15 +169,17 @@ class RunFiles:
         return path
 
     def table(self, name: str) -> pandas.DataFrame:
-        """Read a CSV of the run as it was before it was written; text stays text, an empty cell of text is ""."""
-        import pandas as pd
+        """Read a CSV of the run; see `stored_table`."""
+        return stored_table(self.need(name), self._shown(name))
 
-        kinds = dict.fromkeys(TEXTS, str)
-        table = pd.read_csv(self.need(name), dtype=kinds, keep_default_na=False, na_values=[""])
-        for column in table:
-            if column in TEXTS or not pd.api.types.is_numeric_dtype(table[column].dtype):
-                table[column] = table[column].astype(object).fillna("").astype(str).map(from_cell)
-        return table
+    def _shown(self, name: str) -> str:
+        """Return what a file of the run is called: without the place of the run on this machine."""
+        return f"{self.folder.resolve().name}/{name}"
+
+    def json(self, name: str, *needed: str) -> dict[str, Any]:
+        """Read a JSON file of the run with the parts that are needed; empty when there is none; errors as `stored_json`."""
+        path = self.path(name)
+        return {} if path is None else stored_json(path, self._shown(name), needed)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -323,13 +310,12 @@ class RunFiles:
     @cached_property
     def cells(self) -> pandas.DataFrame:
         """cells.csv, of `cellkit.measure.of_run.measure_run`."""
-        return read_cells_table(self.need("cells.csv"))
+        return self.table("cells.csv")
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json; empty when there is none."""
-        path = self.path("summary.json")
-        return {} if path is None else read_json(path)
+        return self.json("summary.json")
 
     def setting(self, key: str, default: Any = None) -> Any:
         """Return a setting such as ``evaluate.report_split`` as the stage was run with it, else `default`."""
@@ -436,3 +422,7 @@ class RunFiles:
         """Return stage -> the ``history.csv`` of its training."""
         found = {name: self.path(f"{name}/history.csv") for name in self.stages}
         return {name: path for name, path in found.items() if path is not None}
+
+    def history(self, stage: str) -> pandas.DataFrame:
+        """Read the history of a training; errors as `stored_table`."""
+        return self.table(f"{stage}/history.csv")

@@ -11,7 +11,6 @@ from cellkit.evaluate.classes import rows_over_all
 from cellkit.evaluate.evaluation import CONVENTION
 from cellkit.evaluate.untaught import describe_untaught
 from cellkit.evaluate.verdict import unseen_words
-from cellkit.files import read_json
 from cellkit.models import model_name, order_models
 from cellkit.models.gate import THREE_PARTS
 from cellkit.pages.results import RunFiles, Table, Words, drawn, in_words, percent, with_interval
@@ -62,10 +61,9 @@ def _drawn_units(table: Any) -> str:
 
 def kept_words(files: RunFiles) -> str:
     """Return what 03 decided, in its own words: was the tuned model better than its base, and which of them is kept?"""
-    path = files.path("decision.json")
-    if path is None:
+    decision = files.json("decision.json", "kept", "sentence")
+    if not decision:
         return ""
-    decision = read_json(path)
     is_tuned = decision.get("verdict", "tuned" if decision["kept"].endswith("tuned") else "base") == "tuned"
     kept = "the tuned model is kept" if is_tuned else "the base is kept"
     sentence = decision["sentence"][0].upper() + decision["sentence"][1:]
@@ -80,8 +78,7 @@ def kept_words(files: RunFiles) -> str:
 
 def who_saw(files: RunFiles) -> str:
     """Return what must be said beside scores of validation images: who may have seen them."""
-    path = files.path("decision.json")
-    decision = {} if path is None else read_json(path)
+    decision = files.json("decision.json")
     if decision.get("regime", THREE_PARTS) == THREE_PARTS:
         return ": some of them may have chosen a model's weights, which flatters it a little"
     unseen = unseen_words(decision)  # so few choose no model's weights

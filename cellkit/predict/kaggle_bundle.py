@@ -19,7 +19,7 @@ from typing import Any
 from cellkit import __version__
 from cellkit.errors import UserError, counted
 from cellkit.fetch.find import of_a_run
-from cellkit.files import PACKAGE, atomic_path, read_json, sha256_each, sha256_file, write_json, write_text
+from cellkit.files import PACKAGE, atomic_path, read_json, read_stored, sha256_each, sha256_file, write_json, write_text
 from cellkit.formats.competitions import get_profile
 from cellkit.log import LOG
 from cellkit.manifest import finished_entries, read_manifest
@@ -150,7 +150,8 @@ def _model_of(name: str, overrides: Mapping[str, Any] | None) -> Model:
     if not Path(name).is_dir():
         return open_model(name, overrides)
     summary = Path(name) / "summary.json"
-    best = read_json(summary).get("best") if summary.is_file() else None
+    remedy = "repeat `cellkit run`: 06_evaluate_map_iou writes it again; or name the model: RUN:NAME"
+    best = read_stored(summary, {"best": str}, remedy=remedy).get("best") if summary.is_file() else None
     if not best:
         raise UserError(f"{name} has no summary.json that says which model is best", "name the model: RUN:NAME")
     if best == FUSED:

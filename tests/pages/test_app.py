@@ -103,7 +103,9 @@ def test_the_table_is_that_of_measure(opened, field, tmp_path):
     measured = measure_files([tmp_path / "mixed_01.ome.tif"], tmp_path / "cells.json").table
     table = pd.read_csv(io.BytesIO(content))
     assert name == "mixed_01_cells.csv" and list(table) == list(measured)
-    assert content == write_cells(tmp_path / "cells.csv", measured).read_bytes(), "also the scores, as a COCO file has them"
+    assert content == write_cells(tmp_path / "cells.csv", measured).read_bytes(), (
+        "also the scores, as a COCO file has them"
+    )
 
 
 @pytest.mark.parametrize("what, name", [("rois", "mixed_01_rois.zip"), ("geojson", "mixed_01.geojson")])

@@ -187,6 +187,22 @@ def test_build_says_what_is_missing_and_goes_on(run, tmp_path, capsys):
     assert Page((tmp_path / "out" / "slides.html").read_text()).tags.count("section") == 2
 
 
+def test_a_slide_of_a_damaged_file_is_left_out_and_the_others_are_made(run, tmp_path, monkeypatch):
+    import slides
+
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    (copy / "attribution.csv").write_text("a,b\n1,2\n")
+    (copy / "03_finetune_cellpose" / "history.csv").write_text("step,loss\n0,low\n")
+    monkeypatch.setattr(slides, "SLIDES", (slides.training, slides.results, slides.failures))
+    made = make_slides(copy)
+    assert [slide.name for slide in made.slides] == ["results"]
+    assert dict(made.left_out) == {
+        "training": "run/03_finetune_cellpose/history.csv is damaged: column loss holds 'low', no number; "
+        "03_finetune_cellpose writes it",
+        "failures": "run/attribution.csv is damaged: it has no column image_id; 06_evaluate_map_iou writes it",
+    }
+
+
 def test_build_refuses_what_is_no_run(tmp_path, capsys):
     assert build.main([str(tmp_path / "nowhere")]) == 2
     assert "no run folder" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from cellkit.models import MODEL_NAMES, backend_names, model_name, needs_checkpo
 from cellkit.models.shared.live import Live
 from cellkit.pages.app.session import Session
 from cellkit.pages.results import RunFiles, in_words
+from cellkit.pages.stored import FAULTS, why_left_out
 from cellkit.predict.joined import open_model
 from cellkit.predict.model import Model
 
@@ -225,8 +226,8 @@ class Desk:
                 return [], self.run.no_accuracy
             data, found, places = self._worst_data
             scores = dict(self.run.attribution[["image_id", "score"]].itertuples(index=False))
-        except (UserError, OSError) as error:
-            return [], str(error)
+        except FAULTS as error:
+            return [], str(error) if isinstance(error, UserError) else f"they cannot be shown: {why_left_out(error)}"
         shown = []
         for k in places:
             record, truth = data.records[k], data.instances[k]
@@ -240,8 +241,8 @@ class Desk:
         from cellkit.show.overlays import show_errors
         from cellkit.show.style import aspect_of, bare_axes, to_png
 
-        data, found, _ = self._worst_data
         k = self.worst_place(number)
+        data, found, _ = self._worst_data
         image = data.image(k)
         ax = bare_axes(THUMB_IN, THUMB_IN * aspect_of(image.shape[:2]))
         return to_png(show_errors(image, data.instances[k], found[k], ax, legend=False), dpi=110)
@@ -254,8 +255,9 @@ class Desk:
         UserError
             No such image, or one whose picture lies elsewhere.
         """
+        place = self.worst_place(number)
         data, _, _ = self._worst_data
-        record = data.records[self.worst_place(number)]
+        record = data.records[place]
         path = data.root / record.path
         if not path.resolve().is_relative_to(self.run.folder.resolve()):
             raise UserError(f"the picture of {record.image_id} lies outside the run folder", "open the file itself")
@@ -279,6 +281,15 @@ class Desk:
         return self.run.worst(WORST)
 
 
+def _best_of(run: RunFiles) -> str:
+    """Return the model that the run's notebook 06 found best; "", and a warning, where its summary is damaged."""
+    try:
+        return str(run.summary.get("best") or "")
+    except (UserError, OSError) as error:
+        LOG.warning(f"{why_left_out(error)}: which model of the run is best is not known")
+        return ""
+
+
 def offered_models(run: RunFiles | None, model: str | None) -> list[Offered]:
     """Return the models to choose from: the one that is named, those of the run, those that come with cellkit.
 
@@ -294,7 +305,7 @@ def offered_models(run: RunFiles | None, model: str | None) -> list[Offered]:
     if run is not None:
         outputs = [entry["outputs"] for entry in run.stages.values()]
         listed = {key.removesuffix("_checkpoint") for one in outputs for key in one if key.endswith("_checkpoint")}
-        best = "" if run.path("summary.json") is None else str(run.summary.get("best", ""))
+        best = _best_of(run)
         names = [name for name in MODEL_NAMES if name in listed] + sorted(
             listed - set(MODEL_NAMES) - {"encoder", "cellpose"}
         )

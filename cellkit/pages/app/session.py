@@ -388,7 +388,8 @@ class Session:
             if form == "coco":
                 return write_coco(folder / f"{name}.json", [record], [cells], classes, with_scores=True)
             if form == "csv":
-                job = Job(record, cells.with_scores(cells.scores.round(6)), classes, frame=self.frame)  # as in a COCO file
+                rounded = cells.with_scores(cells.scores.round(6))  # as in a COCO file
+                job = Job(record, rounded, classes, frame=self.frame)
                 with open_file(self.frame.path, self.conversion.axes if self.conversion else None) as opened:
                     how = self.conversion or Conversion()
                     table = of_opened(opened, self.frame.scene, self.frame.time, how, job)
