@@ -60,6 +60,11 @@ class Brightness:
 def of_channel(name: str) -> Iterator[None]:
     """Name the channel in what is said of its values.
 
+    Raises
+    ------
+    UserError
+        What the block raised, with the channel before it.
+
     Examples
     --------
     >>> with of_channel("GFP"):
