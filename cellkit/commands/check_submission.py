@@ -35,8 +35,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> Answer:
     """Find all that Kaggle would refuse in a submission."""
+    from cellkit.formats.samples import sample_ids
     from cellkit.formats.sides import image_shapes
-    from cellkit.formats.submission_check import check_submission, sample_ids
+    from cellkit.formats.submission_check import check_submission
 
     unread: dict[str, str] = {}
     shapes = image_shapes(given.images, unread) if given.images else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ def check_submission(
         which size of picture they were counted: a larger one shows where runs leave the image, a smaller one where the rows
         of cells lie another width apart, which takes some twenty rows and cells narrower than the difference.
     ids : sequence of str, optional
-        Every id that must have a row, e.g. those of sample_submission.csv (`sample_ids`); default those of `shapes`.
+        Every id that must have a row, e.g. those of sample_submission.csv (`samples.sample_ids`); default those of `shapes`.
         Without either, missing and unknown ids are not checked.
 
     Returns
@@ -73,25 +72,6 @@ def problems_of(
     if guess:
         problems += order_problems(rows, profile, shapes) or _size_problems(rows, profile, shapes)
     return sorted(dict.fromkeys(problems), key=lambda problem: problem.line)
-
-
-def sample_ids(path: str | Path, profile: str | Profile) -> list[str]:
-    """Return the image ids of a competition's sample_submission.csv, each once, in its order.
-
-    Raises
-    ------
-    UserError
-        No file, no such column, or no row.
-    """
-    column = get_profile(profile).columns[0]
-    if not Path(path).is_file():
-        raise UserError(f"no file at {path}", "give the competition's sample_submission.csv")
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = csv.DictReader(file)
-        ids = [row[column] for row in rows if row.get(column)] if column in (rows.fieldnames or ()) else []
-    if not ids:
-        raise UserError(f"{path} has no column '{column}', or no row", "give the competition's sample_submission.csv")
-    return list(dict.fromkeys(ids))
 
 
 def read_rows(path: str | Path, profile: Profile, shapes: Shapes | None) -> tuple[list[Problem], list[_Row], set[str]]:

@@ -310,8 +310,8 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
     from cellkit.cells.instances import Instances
     from cellkit.cells.names import repeated, stem_of
     from cellkit.formats.coco_reading import read_coco
+    from cellkit.formats.samples import sample_ids
     from cellkit.formats.submission import write_submission
-    from cellkit.formats.submission_check import sample_ids
     from cellkit.microscope.frames import find_images
     from cellkit.predict.files import predict_files
 

@@ -21,6 +21,7 @@ from fastcore.basics import groupby
 
 from cellkit.cells.dataset import CellDataset, refuse_few
 from cellkit.cells.instances import Instances
+from cellkit.cells.names import plain
 from cellkit.cells.outlines import refuse_boxes
 from cellkit.cells.resize import resized_shape
 from cellkit.config.reading import load_config
@@ -31,6 +32,7 @@ from cellkit.fetch.find import locate_weights, named_for, weights_names
 from cellkit.fetch.registry import REGISTRY
 from cellkit.formats.competitions import profiles
 from cellkit.formats.labels import chosen_cells
+from cellkit.formats.samples import sample_files
 from cellkit.formats.sides import first_names
 from cellkit.labelling.annotate import refuse_unlabelled
 from cellkit.labelling.corrections import corrections_folder, read_corrections, refuse_own
@@ -58,7 +60,7 @@ from cellkit.run.preflight_data import (
 )
 from cellkit.settings import weights_fields
 from cellkit.sources.loading import is_perhaps
-from cellkit.sources.source_tables import header_of, sample_ids
+from cellkit.sources.source_tables import asked_ids, header_of
 
 
 # ---- labels and models -----------------------------------------------------------------------------------------------
@@ -265,11 +267,10 @@ def check_profile(outlook: Outlook) -> None:
     if not outlook.items:
         return
     wanted = outlook.cfg.evaluate.profile
-    sample_ids(
-        outlook.root, [item for item in outlook.items if not item.is_left]
-    )  # says which table it does not follow
-    for path in sorted(outlook.root.glob("*sample_submission*.csv")):
-        theirs = [name for name, profile in profiles().items() if set(profile.columns) <= set(header_of(path))]
+    asked_ids(outlook.root, [item for item in outlook.items if not item.is_left])  # says what it does not follow
+    for path in sample_files(outlook.root):
+        named = set(map(plain, header_of(path)))
+        theirs = [name for name, profile in profiles().items() if set(map(plain, profile.columns)) <= named]
         if theirs and wanted not in theirs:
             problem = f"evaluate.profile is {wanted}, and {path.name} has the columns of {' or '.join(theirs)}"
             outlook.add(WARNING, problem, f"set evaluate.profile: {theirs[0]}")

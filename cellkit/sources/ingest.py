@@ -43,7 +43,7 @@ from cellkit.sources.assign_splits import check_enough
 from cellkit.sources.listing import Loaded, SourceImage, converted
 from cellkit.sources.loading import light_of_item, noted, without_empty
 from cellkit.sources.pseudo_labels import pseudo_folder, pseudo_images
-from cellkit.sources.source_tables import list_originals, sample_ids
+from cellkit.sources.source_tables import asked_ids, list_originals
 from cellkit.sources.unlabelled import NO_TRUTH, makes_difference, refuse_untaught, with_truth
 from cellkit.under_way import note_no_effect
 
@@ -156,7 +156,7 @@ def convert_images(
     warn_lacking_classes([result[0] for result in done], config, [item for item in items if not item.is_left])
     sync(out / result[0].path for result in done)
     images = [item for item in items if not item.is_left and not item.is_pseudo]
-    originals = list_originals(images, done, quarantined, sample_ids(root, images))
+    originals = list_originals(images, done, quarantined, asked_ids(root, images))
     for text, source in left.items():  # their images are used; what else lies in the file is not
         LOG.warning(f"not read: {text}")
         quarantined.append(Quarantined(source, f"not read: {text}"))

@@ -13,12 +13,11 @@ from cellkit.cells.names import LABEL_ENDINGS, plain
 from cellkit.config.sections import ConvertConfig
 from cellkit.errors import Quarantined, UserError, raise_or_collect, readable
 from cellkit.files import decoded
+from cellkit.formats.samples import sample_files, sample_ids
 from cellkit.log import LOG
 from cellkit.microscope.folders import IMAGE_SUFFIXES, LABEL_FOLDERS, check_inside, list_files
 from cellkit.sources.listing import LEFT, UNUSED, SourceImage, class_id_of, failing, named_class
 from cellkit.sources.loading import ClassRow
-
-SAMPLE_COLUMNS = ("id", "ImageId")
 
 
 def read_table(path: Path, columns: Iterable[str], root: Path) -> list[dict[str, str]]:
@@ -222,26 +221,33 @@ def competition_ids(items: Sequence[SourceImage], done: Sequence) -> set[str]:
     return set() if test_ids & truth or not truth else test_ids
 
 
-def sample_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
+def asked_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
     """Return the ids of the competition's ``*sample_submission*.csv`` in a folder, in its order; [] where there is none.
 
-    Of several files the one that names most of the images. One that names none of them is ignored, with a warning.
+    Of several files the one that names most of the images. One that names none of them is not followed, with a warning; nor,
+    beside one that is read, one that has no ids.
 
     Raises
     ------
     UserError
-        It asks for an image that no submission can name: said now, before anything is trained.
+        No such file there has ids, or it asks for an image that no submission can name: said now, before anything is trained.
     """
     from cellkit.formats.submission_check import id_fault
 
-    own, best, path = {item.own_id for item in items}, [], None
-    for found in sorted(root.glob("*sample_submission*.csv")):
-        column = next((name for name in SAMPLE_COLUMNS if name in header_of(found)), None)
-        if column is None:
+    own, best, path, unread = {item.own_id for item in items}, [], None, []
+    for found in sample_files(root):
+        check_inside(found, root)
+        try:
+            ids = sample_ids(found)
+        except UserError as error:
+            unread.append(error)
             continue
-        ids = list(dict.fromkeys(row[column] for row in read_table(found, (column,), root)))
         if path is None or len(own & set(ids)) > len(own & set(best)):
             best, path = ids, found
+    if unread and path is None:
+        raise UserError(unread[0].problem, "mend the table, or take it out of the folder: it says what is handed in")
+    for error in unread:
+        LOG.warning(f"{error.problem}: it is not followed")
     if path is not None and not own & set(best):
         LOG.warning(f"{path.name} names {len(best)} images, none of which is here: it is not followed")
         return []

@@ -14,8 +14,9 @@ from cellkit.cells.disjoint import Change, resolve_overlaps
 from cellkit.cells.instances import Instances
 from cellkit.errors import UserError
 from cellkit.formats.competitions import get_profile, profiles
+from cellkit.formats.samples import sample_ids
 from cellkit.formats.submission import is_truth_table, read_submission, read_truth_table, write_submission
-from cellkit.formats.submission_check import Problem, check_submission, sample_ids
+from cellkit.formats.submission_check import Problem, check_submission
 
 PROFILES = profiles()
 

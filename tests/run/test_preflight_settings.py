@@ -124,6 +124,12 @@ def test_proposals_beside_labels_and_a_foreign_sample_are_warned_of(here):
     Path("s/sample_submission.csv").write_text("ImageId,EncodedPixels\nHEK0,\n")
     assert "has the columns of dsb2018 -> set evaluate.profile: dsb2018" in warned()
     assert warned(evaluate__profile="dsb2018", convert__seed=2) == ""
+    Path("s/sample_submission.csv").write_text("imageid;encodedpixels\nHEK0;\n")
+    assert "has the columns of dsb2018 -> set evaluate.profile: dsb2018" in warned()
+    Path("s/sample_submission.csv").write_text("ID;Predicted\nelsewhere;\n")
+    assert "names 1 images, none of which is here: it is not followed" in warned()
+    Path("s/sample_submission.csv").write_text("Image;Predicted\nHEK0;\n")
+    assert "has no column 'ImageId' or 'id', or no row; its first line says: Image, Predicted" in refused()
 
 
 def test_memory_disk_and_run_folder(here, monkeypatch):

@@ -22,7 +22,8 @@ from cellkit.errors import UserError
 from cellkit.evaluate.submission import handed_in, submit_best
 from cellkit.files import write_table
 from cellkit.formats.label_images import read_labels, write_labels
-from cellkit.formats.submission_check import check_submission, sample_ids
+from cellkit.formats.samples import sample_ids
+from cellkit.formats.submission_check import check_submission
 from cellkit.microscope.convert import Conversion
 from cellkit.microscope.flags import exclude_flagged
 from cellkit.modules import names_of
@@ -386,7 +387,7 @@ def test_an_image_that_no_submission_can_name_is_refused_before_anything_is_trai
     items = [SimpleNamespace(own_id="1")]
     (tmp_path / "sample_submission.csv").write_text("ImageId,EncodedPixels\n1,\n=2,\n")
     with pytest.raises(UserError, match=r"sample_submission.csv asks for the image '=2', and that begins with '='"):
-        source_tables.sample_ids(tmp_path, items)
+        source_tables.asked_ids(tmp_path, items)
 
 
 def test_a_sample_submission_says_what_is_handed_in(tmp_path, capsys):
