@@ -30,8 +30,9 @@ FILES = "Every file must be the one that was bundled."
 CHECK = """from cellkit.predict.kaggle_bundle import check_bundle, submit_bundle
 
 check_bundle(bundle)"""
-SUBMIT = """Every test image, in the competition's form: each `{column}` of the sample has a row, an image that cannot be
-read an empty one, and no cells overlap. The file is checked before it takes its place."""
+SUBMIT = """Every test image, in the competition's form: each `{column}` of the sample has a row, an empty one where its
+image is not there or cannot be read, and no cells overlap. Images that the sample does not ask for are not handed in.
+The file is checked before it takes its place."""
 RUN = "print(submit_bundle(bundle, images, sample, out))"
 
 ABOUT = """# Bundle of {name}

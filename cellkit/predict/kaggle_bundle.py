@@ -50,7 +50,7 @@ from cellkit.predict.model import Model, find_model
 MANIFEST, MODEL, NOTEBOOK, README = "manifest.json", "model.json", "submit.ipynb", "README.md"
 CODE, WEIGHTS = "code", "models"
 EVALUATE = "06_evaluate_map_iou"
-SHOWN = 10  # ids named in an error
+SHOWN = 10  # ids named of many
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # of every file in a ZIP, which then depends on its content alone
 
 
@@ -299,12 +299,12 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
     Returns
     -------
     str
-        Images, cells, and a line for each image that could not be read.
+        Images, cells, and lines that name what has an empty row and what is not handed in.
 
     Raises
     ------
     UserError
-        Ids of the sample without an image, or with several; images that the sample does not ask for; or as `predict_files`.
+        No id of the sample has an image, or one has several; or as `predict_files`.
     """
     from cellkit.cells.disjoint import resolve_overlaps
     from cellkit.cells.instances import Instances
@@ -316,27 +316,42 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
     from cellkit.predict.files import predict_files
 
     about = read_json(Path(bundle) / MODEL)
-    wanted = sample_ids(sample, about["profile"])
-    stems = [stem_of(path) for path, _ in find_images([images], outside=[])]
-    present = set(stems)
-    if twice := repeated(stems):
+    wanted, unread_files = sample_ids(sample, about["profile"]), []
+    paths = [path for path, _ in find_images([images], outside=unread_files)]
+    asked = [path for path in paths if stem_of(path) in set(wanted)]
+    if not asked:
+        raise UserError(
+            f"none of {counted(len(wanted), 'id')} of {sample} has an image in {images}, e.g. {wanted[0]}",
+            "name the folder of test images and the sample_submission.csv that belong together",
+        )
+    if twice := repeated(map(stem_of, asked)):
         raise UserError(f"{images} has several images of the id {twice[0]}", "leave one of each there")
-    _refuse_other_ids(wanted, present, sample, images)
     model = open_bundle(bundle)
     with tempfile.TemporaryDirectory(prefix="cellkit-bundle-") as made:
-        done = predict_files(model, [images], Path(made) / "found.json")
+        named = [images] if len(asked) == len(paths) else asked
+        done = predict_files(model, named, Path(made) / "found.json")
         coco = read_coco(done.path)
     frames = [stem_of(record.path) for record in coco.records]
     if twice := repeated(frames):
         raise UserError(f"the image {twice[0]} has several frames", "give files of one image each")
     found = dict(zip(frames, coco.instances, strict=True))
-    unread = [name for name in wanted if name not in found]
-    reasons = {stem_of(item.item): item.reason for item in done.quarantined}
+    reasons = {stem_of(item.item): item.reason for item in (*unread_files, *done.quarantined)}
     cells = [resolve_overlaps(found[name])[0] if name in found else Instances.empty((1, 1)) for name in wanted]
     write_submission(out, wanted, cells, about["profile"])
     text = f"{out}: {counted(len(wanted), 'image')}, {counted(sum(map(len, cells)), 'cell')}"
-    told = [f"{name}: an empty row, {reasons.get(name, 'not read')}" for name in unread]
+    there = {*map(stem_of, asked), *reasons}
+    told = [f"{n}: an empty row, {reasons.get(n, 'not read')}" for n in wanted if n not in found and n in there]
+    missing = [name for name in wanted if name not in there]
+    others = [stem_of(path) for path in paths if path not in set(asked)]
+    told += _named(missing, f"of {sample} without an image in {images}, an empty row each", "id")
+    told += _named(others, f"in {images} that {sample} does not ask for, not handed in", "image")
     return "\n".join([text, *told])
+
+
+def _named(names: list[str], what: str, kind: str) -> list[str]:
+    """Return a line that counts and names ids, the first of many; none of no id."""
+    shown = f"{', '.join(names[:SHOWN])}{' ...' * (len(names) > SHOWN)}"
+    return [f"{counted(len(names), kind)} {what}: {shown}"] if names else []
 
 
 def open_bundle(bundle: str | Path) -> Model:
@@ -349,17 +364,3 @@ def open_bundle(bundle: str | Path) -> Model:
     path = bundle / about["model"]
     model = find_model(path if path.is_file() else about["model"], about["settings"])
     return replace(model, name=about["name"], conversion=_conversion_of(about["conversion"]))
-
-
-def _refuse_other_ids(wanted: list[str], present: set[str], sample: str | Path, images: str | Path) -> None:
-    """Refuse test images that are not those of the sample, with their names."""
-    missing, unknown = [name for name in wanted if name not in present], sorted(present - set(wanted))
-    if missing or unknown:
-        told = [
-            f"{counted(len(names), 'id')} of {where} {what}: {', '.join(names[:SHOWN])}{' ...' * (len(names) > SHOWN)}"
-            for names, where, what in ((missing, sample, "without an image"), (unknown, images, "not in the sample"))
-            if names
-        ]
-        raise UserError(
-            "; ".join(told), "name the folder of test images and the sample_submission.csv that belong together"
-        )

@@ -123,10 +123,26 @@ def test_a_changed_or_missing_file_is_named(bundle, tmp_path):
         check_bundle(tmp_path)
 
 
-def test_ids_that_do_not_belong_together_are_named(bundle, competition, tmp_path):
+def test_an_id_without_an_image_has_an_empty_row_and_an_image_nobody_asks_for_none(bundle, competition, tmp_path):
     test, sample, ids = competition
-    sample.write_text("id,predicted\n" + "".join(f"{name},\n" for name in [*ids[1:], "ghost"]))
-    with pytest.raises(UserError, match=f"1 id of .* without an image: ghost; 1 id of .* not in the sample: {ids[0]}"):
+    wanted = ["ghost", *(name for name in ids if name not in ("0", "blank"))]
+    sample.write_text("ID;Predicted\n" + "".join(f"{name};\n" for name in wanted))
+    (test / "more").mkdir()
+    shutil.copyfile(test / "blank.png", test / "more" / "blank.png")
+    told = submit_bundle(bundle, test, sample, tmp_path / "s.csv").splitlines()
+    written = rows(tmp_path / "s.csv")
+    assert list(dict.fromkeys(name for name, _ in written)) == wanted
+    assert [text for name, text in written if name in ("ghost", "damaged")] == ["", ""]
+    assert {name for name, text in written if text} == set(wanted) - {"ghost", "damaged"}
+    assert "1 id of " in told[-2] and told[-2].endswith("an empty row each: ghost")
+    assert "3 images in " in told[-1] and told[-1].endswith("not handed in: 0, blank, blank")
+    assert [line.split(",")[0] for line in told[1:-2]] == ["damaged: an empty row"]
+
+
+def test_a_sample_of_other_images_is_refused(bundle, competition, tmp_path):
+    test, sample, _ = competition
+    sample.write_text("id,predicted\nghost,\nother,\n")
+    with pytest.raises(UserError, match="none of 2 ids of .* has an image in .*, e.g. ghost"):
         submit_bundle(bundle, test, sample, tmp_path / "s.csv")
     assert not (tmp_path / "s.csv").exists()
 
