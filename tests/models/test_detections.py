@@ -197,8 +197,10 @@ def test_thresholds_of_a_line_are_searched_on_its_images(caplog):
         found = squares((0, 0), (15, 0), scores=[score, score])
         truth, _ = read_detections(found, SHAPE, Reading(score_threshold=0.1))
         raws.append((found, truth.with_classes(line)))
-    by_line = detector_training._by_line(raws, DEFAULTS, SEARCHED, "MAP IoU")
+    by_line = detector_training._by_line(raws, DEFAULTS, SEARCHED, "MAP IoU", ("cort", "astro", "shsy5y"))
     assert set(by_line) == {"1"} and by_line["1"]["score_threshold"] == 0.2, "one image of line 2 is too few"
+    assert "MAP IoU, class cort" in caplog.text and "class astro: 1 image to search on" in caplog.text
+    assert "class shsy5y: 0 images to search on, so its images are read as all are" in caplog.text
 
 
 def test_each_of_three_lines_has_images_to_search_on(drawn):

@@ -131,7 +131,8 @@ def train_detector(
     history = fit(model, loss_at, scorer, plan, Path(out), stamp, name, choosing, val.compared_by("validation score"))
     kind_of = (lambda truth: line_of(truth.class_ids)) if config.search_by_line else (lambda truth: "")
     pairs, called = images_to_search(train, kind_of)
-    found = best_readings(model, pairs, settings, searched(config), called, config.search_by_line)
+    lines = train.classes if config.search_by_line else ()
+    found = best_readings(model, pairs, settings, searched(config), called, lines)
     settings |= found.settings
     return save_tuned(
         Path(out) / "maskrcnn.safetensors",
@@ -228,11 +229,12 @@ def best_readings(
     settings: dict,
     keys: Sequence[str] = SEARCHED,
     called: str = "MAP IoU",
-    by_line: bool = False,
+    lines: Sequence[str] = (),
 ) -> Searched:
     """Search how detections are best read, by MAP IoU (kaggle, whatever the class) on labelled images, and set the network so.
 
-    Give training images: validation images are to judge by. The network looks at each once.
+    Give training images: validation images are to judge by. The network looks at each once. `lines` are the names of the
+    classes, where the images of each are to be read in their own way.
     """
     if not keys:
         return Searched({}, {})
@@ -255,8 +257,8 @@ def best_readings(
         raws.append((raw, truth))
     say_caps(left_out, "thresholds are searched")
     found = search_readings(raws, grid, keys, called, remedy)
-    if by_line and found.card:
-        by_class = _by_line(raws, settings | found.settings, keys, called)
+    if lines and found.card:
+        by_class = _by_line(raws, settings | found.settings, keys, called, lines)
         found = found._replace(settings=found.settings | {"by_line": by_class})
     model.roi_heads.score_thresh, model.roi_heads.nms_thresh = (
         (settings | found.settings)[key] for key in ("score_threshold", "nms_threshold")
@@ -279,17 +281,19 @@ def say_caps(left_out: Mapping[str, int], when: str) -> None:
             LOG.warning(f"while {when}: {counted(cells, 'cell')} {why}")
 
 
-def _by_line(raws: Sequence, settings: dict, keys: Sequence[str], called: str) -> dict[str, dict[str, Any]]:
-    """Return what is read otherwise in the images of each class, from at least `LINE_IMAGES` of each."""
+def _by_line(
+    raws: Sequence, settings: dict, keys: Sequence[str], called: str, classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return, by its number as text, what is read otherwise in the images of each class that has `LINE_IMAGES` or more."""
     found = {}
-    for line in sorted({line_of(truth.class_ids) for _, truth in raws} - {""}):
+    for line, name in ((str(k), name) for k, name in enumerate(classes, 1)):
         own = [(raw, truth) for raw, truth in raws if line_of(truth.class_ids) == line]
         if len(own) < LINE_IMAGES:
-            LOG.info(f"class {line}: {counted(len(own), 'image')} to search on, so its images are read as all are")
+            LOG.info(f"class {name}: {counted(len(own), 'image')} to search on, so its images are read as all are")
             continue
         grid = readings(settings, keys, [truth for _, truth in own])
         grid = {key: tuple(dict.fromkeys([settings[key], *values])) for key, values in grid.items()}
-        found[line] = search_readings(own, grid, keys, f"{called}, class {line}", "").settings
+        found[line] = search_readings(own, grid, keys, f"{called}, class {name}", "").settings
     return found
 
 
