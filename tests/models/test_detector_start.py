@@ -94,6 +94,7 @@ def test_a_classifier_is_taken_over_by_the_names_of_its_classes(name):
     assert made[weight][1:].tolist() == [[3, 4, 5], [0, 1, 2]]
     assert torch.equal(made[bias][0], model[name]["last"].bias[0])
     assert for_classes({}, model, (), ("HEK",)) == {}, "what is not there is new"
+    assert for_classes(before, model, ("HEK", "N2a"), ("cort", "astro", "shsy5y")) == {}, "nor what is of other classes"
 
 
 def test_a_detectors_classes_in_another_order_keep_their_outputs(tmp_path):
@@ -108,6 +109,37 @@ def test_a_detectors_classes_in_another_order_keep_their_outputs(tmp_path):
     for one, other in ((first.class_head, swapped.class_head), (first.cell_classifier, swapped.cell_classifier)):
         assert torch.equal(one.last.weight, other.last.weight[[1, 0]].cpu())
         assert torch.equal(one.last.bias, other.last.bias[[1, 0]].cpu())
+
+
+def test_which_rows_of_the_classifiers_are_new_is_said_and_another_margin_too(tmp_path, caplog):
+    from cellkit.models.maskrcnn_network import build
+
+    backend, settings = get_backend("maskrcnn_torchvision"), {**DEFAULTS, "fpn_channels": 8, "widths": (4, 8, 12, 16)}
+    path, layers = tmp_path / "first.safetensors", "cell_classifier.last and class_head.last"
+    weights.save_checkpoint(
+        path, build(settings, 2).state_dict(), backend.NAME, classes=("HEK", "N2a"), config=settings
+    )
+    config = config_of("maskrcnn_torchvision", start=str(path), fpn_channels=8, freeze_backbone=True)
+    for classes, told in (
+        (("N2a", "HEK"), "parts are taken over\n"),
+        (("N2a", "HEK", "X"), f"parts are taken over; of {layers} all but the rows of X\n"),
+        (("X", "N2a"), f"parts are taken over; of {layers} all but the rows of X\n"),
+        (("X", "Y"), "parts are taken over; new: cell_classifier.last, class_head.last\n"),
+    ):
+        caplog.clear()
+        backend._start(config, dict(settings), classes)
+        assert told in f"{caplog.text}\n" and ("from first.safetensors: all " in caplog.text) == (len(told) < 30)
+        assert ("its class HEK is not taken over" in caplog.text) == (classes == ("X", "N2a"))
+        assert "mask_box_margin" not in caplog.text
+    assert "its classes HEK, N2a are not taken over, as the configuration does not name them" in caplog.text
+    backend._start(config, settings | {"mask_box_margin": 0.0}, ("HEK", "N2a"))
+    assert (
+        "it was trained with mask_box_margin 0.1 and goes on with 0: its masks have to learn that anew" in caplog.text
+    )
+    old = {key: value for key, value in settings.items() if key != "mask_box_margin"}
+    weights.save_checkpoint(path, build(settings, 2).state_dict(), backend.NAME, classes=("HEK", "N2a"), config=old)
+    backend._start(config, dict(settings), ("HEK", "N2a"))
+    assert "it was trained with mask_box_margin 0 and goes on with 0.1" in caplog.text
 
 
 def test_a_start_whose_card_says_nothing_of_colours_and_anchors_goes_on_as_it_was(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 from cellkit.errors import UserError
 from cellkit.log import LOG
 from cellkit.models import weights
-from cellkit.models.shared.detector_settings import DEFAULTS, Settings, Training, read_with
+from cellkit.models.shared.detector_settings import BEFORE, DEFAULTS, Settings, Training, read_with
 
 SCRATCH, TUNED, UNET = "scratch", "tuned", "cellpose_unet"
 KEPT = ("shown", "widths", "anchor_sizes", "norm", "imagenet")  # of a detector that another one starts from
@@ -150,7 +150,8 @@ def started(
         model.backbone.train_unet(True)
     if own is not None:
         tensors = for_classes(weights.load_tensors(config.start), model, own.classes, classes)
-        take_over(model, tensors, f"{name}, from {Path(config.start).name}")
+        take_over(model, tensors, f"{name}, from {Path(config.start).name}", _not_among(classes, own.classes))
+        _say_differences(own, settings, classes, f"{name}, from {Path(config.start).name}")
     elif network is not None:
         model.backbone.unet.load_state_dict(network.state_dict())
     elif config.start != SCRATCH:
@@ -164,7 +165,27 @@ def _own_card(start: str, name: str) -> weights.Card | None:
     return card if card is not None and card.backend == name else None
 
 
-def take_over(model: Any, tensors: Mapping[str, Any], called: str) -> list[str]:
+def _not_among(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    return [name for name in names if name not in others]
+
+
+def _say_differences(own: weights.Card, settings: Mapping[str, Any], classes: Sequence[str], called: str) -> None:
+    """Say which classes a detector of ours is to forget, and that its masks are to reach another way beyond their boxes."""
+    if dropped := _not_among(own.classes, classes):
+        LOG.info(f"{called}: its {_classes(dropped)} not taken over, as the configuration does not name them")
+    before, now = ({**BEFORE, **one}["mask_box_margin"] for one in (own.config, settings))
+    if before != now:
+        LOG.info(
+            f"{called}: it was trained with mask_box_margin {before:g} and goes on with {now:g}: "
+            "its masks have to learn that anew"
+        )
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"class {names[0]} is" if len(names) == 1 else f"classes {', '.join(names)} are"
+
+
+def take_over(model: Any, tensors: Mapping[str, Any], called: str, new_classes: Sequence[str] = ()) -> list[str]:
     """Put tensors into a network, module by module, where all tensors of a module are there and fit; say what is new.
 
     Parameters
@@ -174,6 +195,8 @@ def take_over(model: Any, tensors: Mapping[str, Any], called: str) -> list[str]:
         By the names that the network gives them.
     called : str
         What they are, to be logged.
+    new_classes : sequence of str
+        Classes whose rows of the classifiers are new, see `for_classes`; to be logged, where others are taken over.
 
     Returns
     -------
@@ -189,11 +212,15 @@ def take_over(model: Any, tensors: Mapping[str, Any], called: str) -> list[str]:
     taken = {key: tensors[key] for key in tensors if key in model.state_dict() and modules.get(key.rpartition(".")[0])}
     model.load_state_dict(taken, strict=False)
     new = sorted(module for module, fit in modules.items() if not fit)
-    if new:
-        names = sorted({".".join(module.split(".")[:2]) for module in new})
-        LOG.info(f"{called}: {len(modules) - len(new)} of {len(modules)} parts are taken over; new: {', '.join(names)}")
-    else:
-        LOG.info(f"{called}: all {len(modules)} parts are taken over")
+    partly = [m for m, fit in sorted(modules.items()) if fit and new_classes and f"{m}.".startswith(CLASSIFIERS)]
+    told = f"of {' and '.join(partly)} all but the rows of {', '.join(new_classes)}" if partly else ""
+    names = sorted({".".join(module.split(".")[:2]) for module in new})
+    told = "; ".join(filter(None, [told, f"new: {', '.join(names)}" if new else ""]))
+    whole = len(modules) - len(new) - len(partly)
+    taken_over = (
+        f"{whole} of {len(modules)} parts are taken over; {told}" if told else f"all {whole} parts are taken over"
+    )
+    LOG.info(f"{called}: {taken_over}")
     return new
 
 
@@ -202,16 +229,20 @@ def for_classes(
 ) -> dict[str, Any]:
     """Return tensors whose classifiers know these classes, in this order: by name; one that is new is as in `model`.
 
+    Where all classes are new the classifiers are left out.
+
     Parameters
     ----------
     before : sequence of str
         Classes that the tensors were trained for.
     """
     made = dict(tensors)
+    known = [name for name in classes if name in before]
     for key, value in model.state_dict().items():
         if key.startswith(CLASSIFIERS) and key in tensors and tensors[key].shape[1:] == value.shape[1:]:
             made[key] = value.clone()
-            for k, name in enumerate(classes):
-                if name in before:
-                    made[key][k] = tensors[key][list(before).index(name)]
+            for name in known:
+                made[key][list(classes).index(name)] = tensors[key][list(before).index(name)]
+            if not known:
+                del made[key]
     return made
