@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.errors import UserError
+from cellkit.files import read_json
 from cellkit.log import LOG
 from cellkit.manifest import MANIFEST, finished_entries, listed_by, read_manifest
 
-PREDICTIONS = "predictions_*"
+PREDICTIONS, LABELLED = "predictions_*", "coco_"
+JOINED = "folds.json"  # beside the results of folds: what they are made of
+OF_FOLDS = ("out_of_fold", "test")
 
 
 def outdated_stages(manifest: dict[str, Any]) -> dict[str, str]:
@@ -85,11 +88,54 @@ def unused_models(
     return unused
 
 
+def state_of_folds(place: Path) -> dict[str, dict[str, str]]:
+    """Return {fold: {what: sha256}} of all that the folds in a folder are joined from: models in use, and labels."""
+    state = {}
+    for run in sorted(path for path in place.glob("[0-9]*") if path.name.isdigit()):
+        manifest = read_manifest(run)
+        unused, listed = unused_models(manifest), listed_by(manifest)
+        made = {
+            Path(one["path"]).stem: one["sha256"] for key, (_, one) in listed.items() if fnmatchcase(key, PREDICTIONS)
+        }
+        state[run.name] = {name: sha for name, sha in made.items() if name not in unused}
+        state[run.name] |= {key: one["sha256"] for key, (_, one) in listed.items() if key.startswith(LABELLED)}
+    return state
+
+
+def outdated_of_folds(place: Path) -> dict[str, str]:
+    """Return the models whose results of folds are of earlier predictions or labels, and why; none where nothing was joined.
+
+    Parameters
+    ----------
+    place : Path
+        ``RUN/folds/of_K``; its `JOINED` says which models were joined, and of what (`state_of_folds`).
+    """
+    if not (place / JOINED).is_file():
+        return {}
+    joined, now = read_json(place / JOINED), state_of_folds(place)
+    before, outdated = joined["of"], {}
+    for name in joined["models"]:
+        is_own = any(name in state for state in before.values())  # else it is a fusion of others
+        for fold in sorted(before.keys() | now.keys(), key=int):
+            was, is_now = (
+                {k: sha for k, sha in one.get(fold, {}).items() if not is_own or k == name or k.startswith(LABELLED)}
+                for one in (before, now)
+            )
+            if was != is_now:
+                outdated.setdefault(name, f"fold {fold} has other predictions or labels since")
+    return outdated
+
+
 def warn_outdated(path: Path) -> None:
-    """Say that predictions in a run folder, ``RUN/predictions/NAME.json``, are not of the present state of the run."""
-    run_dir = path.resolve().parent.parent
-    if path.resolve().parent.name != "predictions" or not (run_dir / MANIFEST).is_file():
-        return
+    """Say that predictions are not of the present state of a run: ``RUN/predictions/NAME.json``, or those joined of folds."""
+    place = path.resolve().parent
+    run_dir, name, why = place.parent, path.resolve().stem, ""
     with suppress(UserError):  # a manifest of another version says nothing of its predictions
-        if why := unused_models(read_manifest(run_dir)).get(path.resolve().stem, ""):
-            LOG.warning(f"{path} is not of the present state of the run: {why}; cellkit run makes it anew")
+        if place.name == "predictions" and (run_dir / MANIFEST).is_file():
+            why = unused_models(read_manifest(run_dir)).get(name, "")
+        elif place.name in OF_FOLDS:
+            why = outdated_of_folds(run_dir).get(name, "")
+    if why:
+        whole = "run" if place.name == "predictions" else "folds"
+        again = "cellkit run" if place.name == "predictions" else "cellkit run CONFIG --folds K"
+        LOG.warning(f"{path} is not of the present state of the {whole}: {why}; {again} makes it anew")

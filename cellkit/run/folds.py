@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,13 @@ from cellkit.config.sections import Config
 from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import KEY, predictions_of, read_truths
 from cellkit.evaluate.out_of_fold import OUT_OF_FOLD, TEST, FoldFound, fold_table, fused_test, left_out, out_of_fold
-from cellkit.files import write_frame
+from cellkit.files import write_frame, write_json
 from cellkit.formats.coco import write_coco
 from cellkit.formats.sides import marks_of, skipped_by
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import FOLDS, check_folder, read_manifest
-from cellkit.outdated import unused_models
+from cellkit.outdated import JOINED, OF_FOLDS, outdated_of_folds, state_of_folds, unused_models
 from cellkit.run.folder import Run
 from cellkit.run.foretold_rounds import foretell_folds, took_of_folds
 from cellkit.run.notebooks import notebooks_of
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pandas
 
 SET_BY_US = ("convert.folds", "convert.fold")
-FOUND, FUSED_TEST = "out_of_fold", "test"
+FOUND, FUSED_TEST = OF_FOLDS
 TABLE = "folds.csv"
 
 
@@ -57,7 +58,7 @@ def run_folds(
     other: its validation images are the fold, its test images those of every run. What is finished and unchanged is skipped, so
     that a command that was killed and is repeated goes on. In the end ``out_of_fold/<model>.json`` (COCO with scores) holds what
     each model found, ``test/<model>.json`` what its folds, fused, find in the test images, and ``folds.csv`` the scores. Where
-    the last notebook is not among those to run, nothing is scored.
+    the last notebook is not among those to run, nothing is scored, and what earlier models were joined to is removed.
 
     Parameters
     ----------
@@ -103,20 +104,59 @@ def run_folds(
     each = {k: _with(overrides, {"convert.folds": folds, "convert.fold": k}) for k in range(1, folds + 1)}
     own = {k: load_config(config_path, given, how.get("notebooks")) for k, given in each.items()}
     foretell_folds(place, own, books, chosen, how)
-    for fold, given in each.items():
-        LOG.info(f"fold {fold} of {folds}: {place / str(fold)}")
-        codes.append(run_notebooks(config_path, place / str(fold), overrides=given, **how))
-        if codes[-1] not in (0, 3):
-            return codes[-1]
-    if took := took_of_folds(place, folds):
-        LOG.info(f"the folds: {took}")
-    if chosen[-1] != books[-1]:
-        LOG.info(f"the folds are not scored: {chosen[-1].name} is the last notebook that was run")
-        return max(codes)
-    table = collect_folds(place, folds, cfg)
+    _note_joined(place)
+    try:
+        for fold, given in each.items():
+            LOG.info(f"fold {fold} of {folds}: {place / str(fold)}")
+            codes.append(run_notebooks(config_path, place / str(fold), overrides=given, **how))
+            if codes[-1] not in (0, 3):
+                return codes[-1]
+        if took := took_of_folds(place, folds):
+            LOG.info(f"the folds: {took}")
+        if chosen[-1] != books[-1]:
+            LOG.info(f"the folds are not scored: {chosen[-1].name} is the last notebook that was run")
+            return max(codes)
+        table = collect_folds(place, folds, cfg)
+    finally:
+        drop_outdated(place)
     for line in in_words(table, place):
         LOG.info(line)
     return max(codes)
+
+
+def _note_joined(place: Path) -> None:
+    """Note of what results are made, where an earlier cellkit joined them and did not."""
+    if (place / TABLE).is_file() and not (place / JOINED).is_file():
+        with suppress(UserError):  # a manifest that is damaged: it is refused, or begun anew, where the fold is run
+            _write_joined(place, _models_before(place))
+
+
+def _write_joined(place: Path, models: Collection[str]) -> None:
+    write_json(place / JOINED, {"models": sorted(models), "of": state_of_folds(place)})
+
+
+def drop_outdated(place: Path) -> None:
+    """Remove what the folds were joined to before one of them made other predictions, and say so: scores, cells, each model's.
+
+    Parameters
+    ----------
+    place : Path
+        See `folds_folder`.
+    """
+    outdated: dict[str, str] = {}
+    with suppress(UserError):
+        outdated = outdated_of_folds(place)
+    ours = [
+        *(place / kind / f"{name}.json" for kind in OF_FOLDS for name in outdated),
+        *([place / TABLE] if outdated else []),
+    ]
+    gone = [path for path in ours if path.is_file()]
+    for path in gone:
+        path.unlink()
+    if gone:
+        names = ", ".join(path.relative_to(place).as_posix() for path in gone)
+        why = next(iter(outdated.values()))
+        LOG.warning(f"{place}: {names} removed, as {why}; cellkit run --folds with all notebooks makes them anew")
 
 
 def _with(overrides: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +183,7 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
     found = [_read_fold(place / str(fold), cfg.evaluate.fuse) for fold in range(1, folds + 1)]
     for text in left_out(found):
         LOG.warning(text)
-    before = _models_before(place / TABLE)
+    before = _models_before(place)
     first = Run(place / "1")
     for kind, by_model in ((FOUND, out_of_fold(found)), (FUSED_TEST, fused_test(found))):
         for model, images in by_model.items():
@@ -157,13 +197,15 @@ def collect_folds(place: Path, folds: int, cfg: Config) -> pandas.DataFrame:
         _remove_others(place / kind, by_model, before)
     table = fold_table(found, cfg.evaluate.bootstrap_samples, cfg.evaluate.seed)
     write_frame(place / TABLE, table)
+    _write_joined(place, set(table["model"]))
     return table
 
 
-def _models_before(table: Path) -> set[str]:
+def _models_before(place: Path) -> set[str]:
     """Return the models that the folds were last scored with; none where they were not."""
     import pandas as pd
 
+    table = place / TABLE
     return set(pd.read_csv(table, dtype=str, keep_default_na=False)["model"]) if table.is_file() else set()
 
 

@@ -70,6 +70,33 @@ def kill_in_second_fold() -> None:
     assert process.returncode == -signal.SIGKILL, "it had ended before it was killed"
 
 
+def earlier_models_are_not_handed_in_unsaid(place: Path, capsys) -> None:
+    """Let a fold have other predictions since they were joined: that is said, and a run of a part removes what was joined."""
+    manifest, own = read_json(place / "1/manifest.json"), place / "test/mine.json"
+    shutil.copy(place / "test/threshold.json", own)
+    submit = ["--profile", "sartorius", "-o", "s.csv"]
+    capsys.readouterr()
+    main(["submit", str(place / "test/threshold.json"), *submit])
+    assert "not of the present state" not in capsys.readouterr().err
+    entry = manifest["stages"][TWO]
+    output = entry["outputs"]["predictions_threshold"]
+    other = output | {"sha256": "0" * 64}
+    stages = manifest["stages"] | {TWO: entry | {"outputs": entry["outputs"] | {"predictions_threshold": other}}}
+    write_json(place / "1/manifest.json", manifest | {"stages": stages})
+    main(["submit", str(place / "test/threshold.json"), *submit])
+    told = capsys.readouterr().err
+    assert "test/threshold.json is not of the present state of the folds: fold 1 has other predictions" in told
+    (place / "folds.csv").write_text("model\nthreshold\n")
+    assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks", until="01") == 0
+    told = capsys.readouterr().err
+    assert "out_of_fold/threshold.json, test/threshold.json, folds.csv removed, as fold 1 has other predictions" in told
+    assert not list(place.glob("*/threshold.json")) and not (place / "folds.csv").exists() and own.is_file()
+    assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks", until="01") == 0
+    assert "removed" not in capsys.readouterr().err
+    write_json(place / "1/manifest.json", manifest)
+    own.unlink()
+
+
 def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(drawn, capsys, caplog):
     kill_in_second_fold()
     before = stages(1), stages(2)
@@ -112,7 +139,10 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     (place / "folds.csv").unlink()
     assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks", until="01") == 0
     assert "the folds are not scored: 01_convert is the last notebook" in capsys.readouterr().err
-    assert not (place / "folds.csv").exists()
+    assert not (place / "folds.csv").exists() and (place / "test/threshold.json").is_file(), "its models are the same"
+
+    earlier_models_are_not_handed_in_unsaid(place, capsys)
+    collect_folds(place, 2, load_config("configs/demo.yaml"))
 
     originals = pd.read_csv(place / "1/originals.csv", dtype=str, keep_default_na=False)
     originals["asked"] = ["yes" if name in test[0] else "no" for name in originals["image_id"]]
