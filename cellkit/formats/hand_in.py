@@ -12,7 +12,7 @@ from cellkit.cells.instances import Instances
 from cellkit.cells.names import best_pairs, image_id_of, plain_stem, repeated, same, stem_of
 from cellkit.cells.records import ImageRecord
 from cellkit.errors import Quarantined, UserError, counted
-from cellkit.formats.sides import NAMES, image_records, marks_of, skipped_by
+from cellkit.formats.sides import NAMES, first_names, image_records, marks_of, skipped_by
 from cellkit.log import LOG
 
 
@@ -162,6 +162,59 @@ def with_empty_rows(side: CellDataset, test: bool = True) -> tuple[CellDataset, 
     records = [*named.records, *(ImageRecord(name, name, 1, 1) for name in own)]
     cells = [*named.instances, *(Instances.empty((1, 1)) for _ in own)]
     return CellDataset(records, cells, named.classes, path=side.path), left, note
+
+
+def as_asked(
+    side: CellDataset, skipped: Sequence[Quarantined], unread: Mapping[str, str], ids: Sequence[str], sample: str | Path
+) -> tuple[CellDataset, list[Quarantined], str]:
+    """Return exactly the images that a sample submission asks for, in its order; those that are not there are empty.
+
+    Parameters
+    ----------
+    side : CellDataset
+        Called as the competition does, see `named_after` and `with_empty_rows`, which also say what was `skipped`.
+    unread : mapping
+        Why a prediction skipped images, see `unread_by`.
+    ids : sequence of str
+        See `cellkit.formats.samples.sample_ids`.
+    sample : path
+        The file, for messages.
+
+    Returns
+    -------
+    side : CellDataset
+    skipped : list of Quarantined
+        The images of the sample that have an empty row because nothing is known of them, and why.
+    note : str
+        What is not handed in, as the sample does not ask for it; "" where all is.
+
+    Raises
+    ------
+    UserError
+        No image has an id of the sample.
+    """
+    places = {record.image_id: k for k, record in enumerate(side.records)}
+    if not places.keys() & set(ids):
+        there = f"there are {', '.join([*places][:3])}" if places else "there is no image"
+        raise UserError(
+            f"none of {counted(len(ids), 'id')} of {sample} is an image of {side.path}, e.g. {ids[0]}; {there}",
+            "predict the test images that the sample asks for",
+        )
+    told = {name: one for one in skipped for name in (one.item, stem_of(one.item))}
+    records, cells, left = [], [], []
+    for name in ids:
+        if name in places:
+            records.append(side.records[places[name]])
+            cells.append(side.instances[places[name]])
+            left += [told[name]] if name in told else []
+        else:
+            records.append(ImageRecord(name, name, 1, 1))
+            cells.append(Instances.empty((1, 1)))
+            reason = unread.get(same(name), f"{sample} asks for it, and nothing was predicted of it")
+            left.append(Quarantined(name, f"an empty row, {reason}"))
+    others = [name for name in places if name not in set(ids)]
+    note = f"{counted(len(others), 'image')} not handed in, as not asked for by {sample}: {first_names(others)}"
+    return CellDataset(records, cells, side.classes, path=side.path), left, note if others else ""
 
 
 def of_test(side: CellDataset) -> tuple[CellDataset, str]:

@@ -130,6 +130,38 @@ def test_an_image_that_prediction_skipped_has_an_empty_row_and_one_it_never_saw_
     assert code == 2 and "1 test image without prediction" in err and "new" in err
 
 
+def test_every_id_of_the_sample_has_a_row_and_no_other_image(tmp_path, said):
+    path, sample = predictions(tmp_path / "a.json"), tmp_path / "sample_submission.csv"
+    whole = json.loads(path.read_text())
+    whole["info"] = {"quarantined": [{"item": f"test/{name}.png", "reason": "cut short"} for name in ("torn", "other")]}
+    path.write_text(json.dumps(whole))
+    sample.write_text("ID;Predicted\nghost;\ntorn;\n008;\n007;\n")
+    flags = ("--profile", "sartorius", "-o", tmp_path / "s.csv", "--sample", sample)
+    for more in ((), ("--images", tmp_path / "images")):
+        for name in (*NAMES, "torn", "other"):
+            write_png(tmp_path / f"images/{name}.png", np.zeros((32, 32, 3), np.uint8))
+        code, out, err = said("submit", path, *flags, *more)
+        table = pd.read_csv(tmp_path / "s.csv", dtype=str, keep_default_na=False)
+        assert code == 3 and ids(tmp_path / "s.csv") == ["ghost", "torn", "008", "007"] and "asks for 4, each" in out
+        assert table[table["predicted"] == ""]["id"].tolist() == ["ghost", "torn"]
+        assert (
+            "ghost: an empty row, " in err and "nothing was predicted of it" in err and "an empty row, cut short" in err
+        )
+        told = "3 images not handed in, as not asked for by" if more else "2 images not handed in, as not asked for by"
+        assert told in err and ("v1, t1" in err or "other, t1, v1" in err) and "no row for" not in err
+        assert err.count("skipped: ") == 2, "what nobody asks for is not skipped"
+        assert said("submit", path, *flags, *more, "--allow-skips")[0] == 0
+    assert said("check-submission", tmp_path / "s.csv", "--profile", "sartorius", "--sample", sample)[0] == 0
+    sample.write_text("id,predicted\n007,\n008,\nv1,\nt1,\n")
+    code, _, err = said("submit", path, *flags)
+    assert code == 0 and "skipped" not in err
+    sample.write_text("id,predicted\nghost,\n")
+    code, _, err = said("submit", path, *flags)
+    assert code == 2 and "none of 1 id of" in err and "there are 007, 008, v1" in err
+    code, _, err = said("submit", path, *flags[:3], sample, *flags[4:])
+    assert code == 2 and "is read for the submission" in err and "ghost" in sample.read_text()
+
+
 ORIGINALS = """image_id,id,split,height_px,width_px,asked,note
 007,x_7,test,32,32,{yes},
 008,008,test,32,32,{yes},
