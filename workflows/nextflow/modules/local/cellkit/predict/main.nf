@@ -2,8 +2,7 @@ process CELLKIT_PREDICT {
     tag "${meta.id}"
     label 'process_medium'
 
-    conda "${moduleDir}/environment.yml"
-    container "${params.cellkit_container ?: 'cellkit'}"
+    container 'cellkit'
 
     input:
     tuple val(meta), path(image)
@@ -11,8 +10,9 @@ process CELLKIT_PREDICT {
     path model_files
 
     output:
-    tuple val(meta), path("${prefix}.json"), emit: coco
-    tuple val(meta), path("${prefix}_labels"), emit: labels
+    tuple val(meta), path("${prefix}.json", glob: false), emit: coco, optional: true
+    tuple val(meta), path("${prefix}_labels", glob: false), emit: labels, optional: true
+    tuple val(meta), path("${prefix}.predict.txt", glob: false), emit: skipped, optional: true
     path "versions.yml", emit: versions
 
     when:
@@ -21,21 +21,25 @@ process CELLKIT_PREDICT {
     script:
     def args = task.ext.args ?: ''
     prefix = task.ext.prefix ?: "${meta.id}"
+    def quoted = prefix.toString().replace("'", "'\\''")
     """
     export OMP_NUM_THREADS=${task.cpus}
+    code=0
     cellkit predict \\
         "${model}" \\
         ${image} \\
         ${args} \\
-        --allow-skips \\
-        -o "${prefix}.json" \\
-        --labels "${prefix}_labels" 2> said.txt || {
-        code=\$?
-        cat said.txt >&2
-        grep -q 'none could be used' said.txt && exit 65
-        exit \$code
-    }
+        -o '${quoted}.json' \\
+        --labels '${quoted}_labels' 2> said.txt || code=\$?
     cat said.txt >&2
+    case \$code in
+        0|3) grep '^skipped: ' said.txt > '${quoted}.predict.txt' || [ \$code = 0 ] || tail -n 2 said.txt > '${quoted}.predict.txt' ;;
+        2) grep -q 'none could be used' said.txt || exit 2
+           tail -n 2 said.txt > '${quoted}.predict.txt'
+           rm -rf '${quoted}.json' '${quoted}_labels' ;;
+        *) exit \$code ;;
+    esac
+    [ -s '${quoted}.predict.txt' ] || rm -f '${quoted}.predict.txt'
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
@@ -45,9 +49,10 @@ process CELLKIT_PREDICT {
 
     stub:
     prefix = task.ext.prefix ?: "${meta.id}"
+    def quoted = prefix.toString().replace("'", "'\\''")
     """
-    touch "${prefix}.json"
-    mkdir "${prefix}_labels"
+    touch '${quoted}.json'
+    mkdir '${quoted}_labels'
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
