@@ -51,10 +51,10 @@ def bill_of(text: str, version: str) -> dict[str, Any]:
     """
     whole = {
         "type": "application",
-        "bom-ref": f"pkg:pypi/cellkit@{version}",
+        "bom-ref": f"pkg:generic/cellkit@{version}",
         "name": "cellkit",
         "version": version,
-        "purl": f"pkg:pypi/cellkit@{version}",
+        "purl": f"pkg:generic/cellkit@{version}",  # not pypi: the package of that name there is somebody else's
         "licenses": [{"license": {"id": "MIT"}}],
     }
     parts = [component(lines) for _, lines in blocks(text)]

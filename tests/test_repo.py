@@ -43,6 +43,12 @@ REGISTRY = re.compile(
     r"--(?:extra-)?index-url|--find[-]links|https?://\S*/simple\b|https?://[^\s/]*(?:pypi|npmjs|mirror)"
 )
 
+# What would take cellkit from PyPI, where that name is somebody else's.
+FOREIGN = re.compile(
+    r"\b(?:pip|pipx|uv|conda|mamba) (?:install|add)(?: +-\S+)* +[\"'`]*cellkit(?:\[[\w,]+\])?(?=[\s\"'`)]|$)"
+    r"|pkg:pypi[/]cellkit|^\s*- cellkit\s*$"
+)
+
 
 def name_of(requirement: Requirement) -> str:
     return canonicalize_name(requirement.name)
@@ -240,6 +246,7 @@ def test_the_bill_of_materials_is_the_lock(monkeypatch):
     assert found == {(name_of(pin), next(iter(pin.specifier)).version) for pin in pins("lock.txt")}
     hashes = [one["content"] for part in bill["components"] for one in part["externalReferences"][0]["hashes"]]
     assert hashes == re.findall("sha256:([0-9a-f]{64})", text)
+    assert bill["metadata"]["component"]["purl"] == "pkg:generic/cellkit@1.2.3"  # pypi's cellkit is another
     assert "sbom.py requirements/lock.txt" in " ".join(commands(workflow("release.yml")))
 
 
@@ -265,6 +272,44 @@ def test_no_machine_path_and_no_registry_address_is_committed():
             if hit:
                 found.append(f"{path.relative_to(ROOT)}:{number}: ...{line[max(hit.start() - 20, 0) : hit.end() + 20]}")
     assert found == []
+
+
+def test_nobody_is_told_to_install_the_other_package_of_that_name():
+    """PyPI has a package cellkit that is somebody else's: what is installed is a folder, a wheel or other packages."""
+    found = []
+    for path in tracked():
+        if path.suffix in (".py", ".md", ".yml", ".yaml", ".nf", ".config", ".sh", ".ipynb", ".json", ".toml"):
+            lines = path.read_text(encoding="utf-8").split("\n") if path.name != "CHANGELOG.md" else []
+            found += [f"{path.relative_to(ROOT)}: {line.strip()[:100]}" for line in lines if FOREIGN.search(line)]
+    assert found == []
+    for text in (
+        'pip install "cell' + 'kit[app]"',
+        "pip install -U cell" + "kit",
+        "  - cell" + "kit",
+        "pkg:py" + "pi/cellkit@1",
+    ):
+        assert FOREIGN.search(text)
+    assert not FOREIGN.search("pip install cellkit-VERSION-py3-none-any.whl") and not FOREIGN.search(
+        "pip install '.[app]'"
+    )
+    assert "somebody else's" in (ROOT / "docs" / "set-up.md").read_text(encoding="utf-8")
+
+
+def test_what_a_message_says_to_install_is_what_the_extra_brings():
+    told = {
+        "anndata": "measure/spatial.py",
+        "app": "pages/app/server.py",
+        "cluster": "cluster/kinds.py",
+        "export": "export/onnx_graph.py",
+        "kubernetes": "cluster/kinds.py",
+        "large": "cells/windows.py",
+        "parquet": "measure/images.py",
+        "tensorboard": "models/curves.py",
+        "unet": "models/unet_border.py",
+    }
+    for extra, name in told.items():
+        line = "pip install " + " ".join(f'"{wanted}"' for wanted in PROJECT["optional-dependencies"][extra])
+        assert line in (ROOT / "cellkit" / name).read_text(encoding="utf-8"), line
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def dask_array() -> Any:
     except ImportError as error:
         raise UserError(
             f"images larger than the memory are read by Dask, which cannot be imported: {error}",
-            "pip install 'cellkit[large]'",
+            'pip install "dask[array]>=2025.1"',
         ) from error
     return dask.array
 

@@ -18,6 +18,10 @@ from cellkit.log import LOG
 from cellkit.room import memory_of
 
 NEEDS = {"local": ("distributed", "cryptography"), "kubernetes": ("distributed", "dask_kubernetes")}
+INSTALL = {  # what the extras of these names bring
+    "cluster": 'pip install "cloudpickle>=3" "cryptography>=43" "dask-jobqueue>=0.9" "distributed>=2025.1"',
+    "kubernetes": 'pip install "cryptography>=43" "dask-kubernetes>=2025.1" "distributed>=2025.1"',
+}
 ANSWER_S = 30.0  # within which a scheduler says who it is
 NEEDS |= dict.fromkeys(COMMANDS, ("distributed", "dask_jobqueue", "cryptography"))
 
@@ -34,10 +38,8 @@ def check_cluster(setting: ClusterSetting) -> None:
         return
     missing = [name.replace("_", "-") for name in NEEDS.get(setting.kind, ("distributed",)) if find_spec(name) is None]
     if missing:
-        extra = "kubernetes" if setting.kind == "kubernetes" else "cluster"
-        raise UserError(
-            f"cluster {setting.kind} needs {', '.join(missing)}", f'install the extra: pip install "cellkit[{extra}]"'
-        )
+        install = INSTALL["kubernetes" if setting.kind == "kubernetes" else "cluster"]
+        raise UserError(f"cluster {setting.kind} needs {', '.join(missing)}", install)
     if setting.kind in COMMANDS:
         check_commands(setting.kind)
         if setting.host:

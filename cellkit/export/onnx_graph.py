@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OPSET, FORMAT = 17, 8  # of 2022: read by every runtime since
 INPUT, OUTPUT = "planes", "maps"
-INSTALL = "pip install 'cellkit[export]'"
+INSTALL = 'pip install "bioimageio.core>=0.9" "loguru>=0.7" "onnx>=1.17" "onnxruntime>=1.20" "pydantic<2.14"'
 
 
 class _Graph:

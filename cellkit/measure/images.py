@@ -396,5 +396,5 @@ def check_table_name(path: str | Path) -> None:
     if suffix == ".parquet" and find_spec("pyarrow") is None:
         raise UserError(
             "Parquet files are written by pyarrow, which is not installed",
-            "pip install 'cellkit[parquet]', or name a .csv",
+            'pip install "pyarrow>=17", or name a .csv',
         )

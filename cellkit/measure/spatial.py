@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MEASURES = tuple(column.name.removesuffix("<channel>") for column in (*OF_NUCLEI_IN_CHANNEL, *OF_CHANNEL))
-INSTALL = "pip install 'anndata>=0.11', or: pip install 'cellkit[anndata]'"
+INSTALL = 'pip install "anndata>=0.11"'
 
 
 def to_anndata(cells: pd.DataFrame | str | Path) -> AnnData:

@@ -12,7 +12,7 @@ from typing import Any
 from cellkit.errors import UserError
 
 FOLDER = "tensorboard"
-MISSING = "tensorboard: true needs the package 'tensorboard'", "pip install 'cellkit[tensorboard]', or leave it out"
+MISSING = "tensorboard: true needs the package 'tensorboard'", 'pip install "tensorboard>=2.18", or leave it out'
 
 
 class Curves:

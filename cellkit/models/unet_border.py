@@ -67,7 +67,7 @@ NAME = "unet_border"
 DEFAULTS = {**SHOWN, **READ}  # of settings that nothing sets
 TITLE = "U-Net with touching border"
 REQUIRES = ("torch", "segmentation_models_pytorch", "skimage")
-INSTALL = "pip install 'cellkit[unet]'"
+INSTALL = 'pip install "segmentation-models-pytorch>=0.5" "timm>=1.0"'
 BYTES_PER_PX = 460  # of memory, at network scale; measured, 1024 px, efficientnet-b3: 452 bytes more a pixel
 STRICTER = 0.2  # of a probability
 PROBABILITY = Range(0, 1, 0.02)

@@ -25,7 +25,7 @@ def test_what_the_command_refuses(capfd, arguments, words):
 def test_a_missing_package_is_named_with_the_line_that_installs_it(capfd, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["app"]) == 2
-    assert 'pip install "cellkit[app]"' in capfd.readouterr().err
+    assert 'pip install "starlette>=0.49,<2" "uvicorn>=0.35,<1"' in capfd.readouterr().err
 
 
 def test_it_listens_on_this_machine_alone_unless_told_and_then_warns(capfd, monkeypatch):

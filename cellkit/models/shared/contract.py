@@ -205,6 +205,6 @@ class Schedule(Frozen):
     val_images: int = Field(0, ge=0, description="most whole images scored during training; 0 = all")
     tensorboard: bool = Field(
         False,
-        description="write the curves for TensorBoard too, to the stage's folder tensorboard/; needs cellkit[tensorboard]",
+        description="write the curves for TensorBoard too, to the stage's folder tensorboard/; needs the package tensorboard",
         json_schema_extra={"hash": False},
     )

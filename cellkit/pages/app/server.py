@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-INSTALL = 'pip install "cellkit[app]"'
+INSTALL = 'pip install "starlette>=0.49,<2" "uvicorn>=0.35,<1"'
 MOST_TEXT = 100_000  # bytes of a call that is no upload
 FILES = {
     "/": ("app.html", "text/html; charset=utf-8"),
