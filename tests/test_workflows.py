@@ -75,8 +75,17 @@ def own_script(process: str) -> str:
 
 
 def joined_by_nextflow(folder: Path) -> None:
-    command, env = [sys.executable, "-c", own_script("table")], {**os.environ, "PYTHONPATH": str(ROOT)}
+    (folder / "path").mkdir(exist_ok=True)
+    (folder / "path/cellkit").write_text(
+        "#!/bin/sh\necho cellkit 1.2.3\n"
+    )  # its Python need not be the one of the script
+    (folder / "path/cellkit").chmod(0o755)
+    command, env = (
+        [sys.executable, "-I", "-S", "-c", own_script("table")],
+        {"PATH": f"{folder / 'path'}:{os.environ['PATH']}"},
+    )
     subprocess.run(command, cwd=folder, check=True, env=env, capture_output=True, text=True)
+    assert yaml.safe_load((folder / "versions.yml").read_text()) == {"P": {"cellkit": "1.2.3"}}
 
 
 def joined_by_snakemake(folder: Path) -> None:

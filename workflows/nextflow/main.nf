@@ -47,7 +47,7 @@ def checkNames(paths) {
     if (same) {
         def ids = same.collect { path -> idOf(path.name) }.unique()
         def how = ids.size() == 1 ? 'would both be' : 'differ in upper and lower case only:'
-        error "${same.take(2).join(' and ')} ${how} image '${ids.last()}': rename one of them"
+        error "${same.take(2).collect { path -> path.toString() }.join(' and ')} ${how} image '${ids.last()}': rename one of them"
     }
 }
 

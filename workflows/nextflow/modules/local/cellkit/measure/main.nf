@@ -28,7 +28,8 @@ process CELLKIT_MEASURE {
         -o '${quoted}.csv' 2> said.txt || code=\$?
     cat said.txt >&2
     case \$code in
-        0|3) grep '^skipped: ' said.txt > '${quoted}.measure.txt' || [ \$code = 0 ] || tail -n 2 said.txt > '${quoted}.measure.txt' ;;
+        0|3) grep '^skipped: ' said.txt > '${quoted}.measure.txt' || [ \$code = 0 ] ||
+             tail -n 2 said.txt > '${quoted}.measure.txt' ;;
         2) grep -qE 'none could be (used|measured)' said.txt || exit 2
            tail -n 2 said.txt > '${quoted}.measure.txt'
            rm -f '${quoted}.csv' ;;

@@ -33,7 +33,8 @@ process CELLKIT_PREDICT {
         --labels '${quoted}_labels' 2> said.txt || code=\$?
     cat said.txt >&2
     case \$code in
-        0|3) grep '^skipped: ' said.txt > '${quoted}.predict.txt' || [ \$code = 0 ] || tail -n 2 said.txt > '${quoted}.predict.txt' ;;
+        0|3) grep '^skipped: ' said.txt > '${quoted}.predict.txt' || [ \$code = 0 ] ||
+             tail -n 2 said.txt > '${quoted}.predict.txt' ;;
         2) grep -q 'none could be used' said.txt || exit 2
            tail -n 2 said.txt > '${quoted}.predict.txt'
            rm -rf '${quoted}.json' '${quoted}_labels' ;;

@@ -18,10 +18,10 @@ process CELLKIT_TABLE {
 
     script:
     """
-    #!/usr/bin/env python
+    #!/usr/bin/env python3
     import csv
+    import subprocess
     import unicodedata
-    from importlib.metadata import version
     from pathlib import Path
 
     columns, rows, skipped, files = {}, [], [], {}
@@ -45,8 +45,9 @@ process CELLKIT_TABLE {
         writer.writerows(rows)
     with open("skipped.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file", "step", "reason"), *skipped])
+    version = subprocess.run(["cellkit", "--version"], check=True, capture_output=True, text=True).stdout.split()[-1]
     with open("versions.yml", "w", encoding="utf-8") as file:
-        print('"${task.process}":', "    cellkit: " + version("cellkit"), sep=chr(10), file=file)
+        print('"${task.process}":', f"    cellkit: {version}", sep=chr(10), file=file)
     """
 
     stub:
