@@ -357,7 +357,12 @@ def test_a_module_of_nextflow_has_the_parts_of_nf_core(process):
     assert emitted == {name for entry in about["output"] for name in entry}
     taken = set(re.findall(r"\b(?:val|path)[ (]\s*(\w+)\)?", text.split("input:")[1].split("output:")[0]))
     assert taken == {name for group in about["input"] for entry in group for name in entry}
-    assert (MODULES / process).is_dir() and not list(MODULES.rglob("environment.yml"))  # the repository's is the one
+    assert not list(FOLDER.rglob("environment.yml"))  # the repository's is the one, which takes cellkit from there
+    config = (FOLDER / "nextflow/nextflow.config").read_text(encoding="utf-8")
+    path = re.search(r'cellkit_conda += "\${projectDir}/(.*?)"', config)[1]
+    assert (
+        FOLDER / "nextflow" / path
+    ).resolve() == ROOT / "environment.yml" and "conda      = params.cellkit_conda" in config
 
 
 @pytest.mark.parametrize("command", ["predict", "measure"])
@@ -375,10 +380,16 @@ def test_snakemake_goes_on_after_a_file_that_could_not_be_read(raw, env, tmp_pat
     images = Path(shutil.copytree(raw, tmp_path / "images"))
     good = sorted(images.iterdir())
     (images / "zz.tif").write_bytes(good[0].read_bytes()[:200])
+    planes = np.full((3, 96, 96), 100, np.float32)
+    planes[:2, 30:60, 30:60] = 4000
+    planes[2, 0, 0] = np.nan  # in a channel that no model looks at, and that is measured
+    channels = {"Channel": {"Name": ["DAPI", "GFP", "RED"]}, "axes": "CYX"}
+    tifffile.imwrite(images / "nan.ome.tif", planes, metadata=channels)
     options = ["--cores", "1", "--config", "images=images", "model=starter_light", f"channels={CHANNELS}"]
     command = ["snakemake", "--snakefile", str(SNAKEFILE), *options]
     assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True).returncode == 0
-    assert [row["file"] for row in rows_of(tmp_path / "results/skipped.csv")] == ["zz.tif"]
+    skipped = [(row["file"], row["step"]) for row in rows_of(tmp_path / "results/skipped.csv")]
+    assert skipped == [("nan.ome.tif", "measure"), ("zz.tif", "predict")]
     first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results/coco").iterdir()}
     (images / "zz.tif").unlink()
     assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True).returncode == 0
