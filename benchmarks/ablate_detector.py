@@ -26,6 +26,7 @@ from typing import Any
 import jobs
 import numpy as np
 import real_sets
+from ablate_training import reach
 
 from cellkit.cells.dataset import CellDataset, evenly_spaced
 from cellkit.cells.instances import Instances
@@ -173,33 +174,39 @@ def one_run(
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
-def paired(rows: Sequence[dict[str, str]], training: str, reading: str) -> np.ndarray:
-    """Return, for each seed, the mean difference to the base over the images that both scored."""
+def paired(rows: Sequence[dict[str, str]], training: str, reading: str) -> list[np.ndarray]:
+    """Return, for each seed, the differences to the base in the images that both scored."""
     of = {(row["seed"], row["training"], row["reading"]): np.array(row["scores"].split(), float) for row in rows}
     seeds = sorted({row["seed"] for row in rows})
     both = [(of.get((seed, training, reading)), of.get((seed, BASE, BASE))) for seed in seeds]
-    return np.array([np.mean(one - other) for one, other in both if one is not None and other is not None])
+    return [one - other for one, other in both if one is not None and other is not None]
 
 
 def table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table: scores, and paired differences to the base with their interval over seeds."""
-    from ablate_training import reach
+    """Yield the lines of a Markdown table: scores, and paired differences to the base with their intervals.
 
-    yield "| training | reading | seeds | train s | search s | MAP IoU | - base | 95 % interval |"
-    yield "|---|---|---:|---:|---:|---:|---:|---|"
+    Those over images are of the images of one training each, so they tell images apart, not trainings; that over seeds needs two.
+    """
+    yield "| training | reading | seeds | train s | search s | MAP IoU | - base | 95 % over seeds | 95 % over images, each seed |"
+    yield "|---|---|---:|---:|---:|---:|---:|---|---|"
     for training, reading in dict.fromkeys((row["training"], row["reading"]) for row in rows):
         own = [row for row in rows if (row["training"], row["reading"]) == (training, reading)]
         train_s, search_s, score = (
             np.mean([float(row[key]) for row in own]) for key in ("train_s", "search_s", "score")
         )
-        gain, told = paired(rows, training, reading), ("", "")
-        if (training, reading) != (BASE, BASE) and len(gain):
-            half = reach(gain.tolist())
-            told = (
-                f"{gain.mean():+.4f}",
-                f"{gain.mean() - half:+.4f} to {gain.mean() + half:+.4f}" if len(gain) > 1 else "",
-            )
-        yield f"| {training} | {reading} | {len(own)} | {train_s:.0f} | {search_s:.0f} | {score:.4f} | {told[0]} | {told[1]} |"
+        each, told = paired(rows, training, reading), ("", "", "")
+        if (training, reading) != (BASE, BASE) and each:
+            gains = [float(one.mean()) for one in each]
+            by_image = ", ".join(interval(one.tolist()) for one in each if len(one) > 1)
+            told = (f"{np.mean(gains):+.4f}", interval(gains) if len(gains) > 1 else "", by_image)
+        numbers = f"{len(own)} | {train_s:.0f} | {search_s:.0f} | {score:.4f}"
+        yield f"| {training} | {reading} | {numbers} | {' | '.join(told)} |"
+
+
+def interval(gains: list[float]) -> str:
+    """Return a mean's 95 % interval, by Student's t."""
+    half, mean = reach(gains), float(np.mean(gains))
+    return f"{mean - half:+.4f} to {mean + half:+.4f}"
 
 
 def main() -> None:
