@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cellkit.errors import UserError
-from cellkit.files import read_json
+from cellkit.files import read_stored
 from cellkit.log import LOG
-from cellkit.manifest import MANIFEST, finished_entries, listed_by, read_manifest
+from cellkit.manifest import FOLDS, MANIFEST, finished_entries, listed_by, read_manifest
 
 PREDICTIONS, LABELLED = "predictions_*", "coco_"
 JOINED = "folds.json"  # beside the results of folds: what they are made of
@@ -109,14 +109,19 @@ def outdated_of_folds(place: Path) -> dict[str, str]:
     ----------
     place : Path
         ``RUN/folds/of_K``; its `JOINED` says which models were joined, and of what (`state_of_folds`).
+
+    Raises
+    ------
+    UserError
+        As `read_joined`, or a fold's manifest is damaged.
     """
     if not (place / JOINED).is_file():
         return {}
-    joined, now = read_json(place / JOINED), state_of_folds(place)
+    joined, now = read_joined(place), state_of_folds(place)
     before, outdated = joined["of"], {}
     for name in joined["models"]:
         is_own = any(name in state for state in before.values())  # else it is a fusion of others
-        for fold in sorted(before.keys() | now.keys(), key=int):
+        for fold in sorted(before.keys() & now.keys()):  # of results that were copied alone nothing is known
             was, is_now = (
                 {k: sha for k, sha in one.get(fold, {}).items() if not is_own or k == name or k.startswith(LABELLED)}
                 for one in (before, now)
@@ -126,6 +131,20 @@ def outdated_of_folds(place: Path) -> dict[str, str]:
     return outdated
 
 
+def read_joined(place: Path) -> dict[str, Any]:
+    """Return what `JOINED` says: models, of what they were joined ("of"), and the files with their sha256.
+
+    Raises
+    ------
+    UserError
+        It is damaged, or another program's.
+    """
+    joined = read_stored(place / JOINED, {"models": list, "of": dict, "files": dict}, ("models", "of", "files"))
+    if not all(isinstance(state, dict) for state in joined["of"].values()):
+        raise UserError(f"{place / JOINED} is damaged: 'of' holds no folds", "run the folds again")
+    return joined
+
+
 def warn_outdated(path: Path) -> None:
     """Say that predictions are not of the present state of a run: ``RUN/predictions/NAME.json``, or those joined of folds."""
     place = path.resolve().parent
@@ -133,7 +152,7 @@ def warn_outdated(path: Path) -> None:
     with suppress(UserError):  # a manifest of another version says nothing of its predictions
         if place.name == "predictions" and (run_dir / MANIFEST).is_file():
             why = unused_models(read_manifest(run_dir)).get(name, "")
-        elif place.name in OF_FOLDS:
+        elif place.name in OF_FOLDS and run_dir.parent.name == FOLDS:
             why = outdated_of_folds(run_dir).get(name, "")
     if why:
         whole = "run" if place.name == "predictions" else "folds"

@@ -212,7 +212,8 @@ def as_asked(
             cells.append(Instances.empty((1, 1)))
             reason = unread.get(same(name), f"{sample} asks for it, and nothing was predicted of it")
             left.append(Quarantined(name, f"an empty row, {reason}"))
-    others = [name for name in places if name not in set(ids)]
+    asked = set(ids)
+    others = [name for name in places if name not in asked]
     note = f"{counted(len(others), 'image')} not handed in, as not asked for by {sample}: {first_names(others)}"
     return CellDataset(records, cells, side.classes, path=side.path), left, note if others else ""
 

@@ -71,8 +71,8 @@ def sample_ids(path: str | Path, profile: str | Profile | None = None) -> list[s
         raise UserError(f"{path} is no CSV in UTF-8: {error}", REMEDY) from error
     names = [name.strip() for name in lines[0]] if lines else []
     column = id_column(names, profile)
-    place = names.index(column) if column is not None else len(names)
-    ids = [line[place] for line in lines[1:] if len(line) > place and line[place]]
+    place = None if column is None else names.index(column)
+    ids = [] if place is None else [line[place] for line in lines[1:] if len(line) > place and line[place]]
     if not ids:
         known = [get_profile(profile)] if profile else profiles().values()
         wanted = " or ".join(f"'{name}'" for name in dict.fromkeys(one.columns[0] for one in known))

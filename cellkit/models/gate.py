@@ -147,7 +147,7 @@ def choosers(records: Sequence[ImageRecord]) -> list[str]:
     image more changes no other's part. Only where fewer than a fifth would choose, or more than half, those whose places are
     nearest change their part; and where all images (groups) of a cell type would choose, or all would judge, the one
     whose place is nearest: what is chosen on one line need not suit another. Of two of a type one chooses, the
-    only one judges, unless all would.
+    only one judges, unless all would; types come first, so that of many types with one image each fewer choose.
 
     Parameters
     ----------

@@ -88,7 +88,7 @@ def settings_between(ours: Mapping[str, Any], theirs: Mapping[str, Any], step: f
     """
     between = dict(theirs)
     for key, value in theirs.items():
-        other = ours.get(key)
+        other = ours.get(key, "batch" if key == "diameter_of" else None)  # cards of before had one diameter for all
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             between[key] = settings_between(other, value, step)
         elif key == "diameter_of" or (key in NO_CHECK_AT_0 and 0 in (value, other)):

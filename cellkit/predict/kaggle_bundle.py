@@ -318,7 +318,8 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
     about = read_json(Path(bundle) / MODEL)
     wanted, unread_files = sample_ids(sample, about["profile"]), []
     paths = [path for path, _ in find_images([images], outside=unread_files)]
-    asked = [path for path in paths if stem_of(path) in set(wanted)]
+    ids = set(wanted)
+    asked = [path for path in paths if stem_of(path) in ids]
     if not asked:
         raise UserError(
             f"none of {counted(len(wanted), 'id')} of {sample} has an image in {images}, e.g. {wanted[0]}",
@@ -342,7 +343,7 @@ def submit_bundle(bundle: str | Path, images: str | Path, sample: str | Path, ou
     there = {*map(stem_of, asked), *reasons}
     told = [f"{n}: an empty row, {reasons.get(n, 'not read')}" for n in wanted if n not in found and n in there]
     missing = [name for name in wanted if name not in there]
-    others = [stem_of(path) for path in paths if path not in set(asked)]
+    others = [stem_of(path) for path in paths if stem_of(path) not in ids]
     told += _named(missing, f"of {sample} without an image in {images}, an empty row each", "id")
     told += _named(others, f"in {images} that {sample} does not ask for, not handed in", "image")
     return "\n".join([text, *told])

@@ -14,13 +14,13 @@ from cellkit.config.sections import Config
 from cellkit.errors import UserError, counted
 from cellkit.evaluate.evaluation import KEY, predictions_of, read_truths
 from cellkit.evaluate.out_of_fold import OUT_OF_FOLD, TEST, FoldFound, fold_table, fused_test, left_out, out_of_fold
-from cellkit.files import write_frame, write_json
+from cellkit.files import sha256_file, write_frame, write_json
 from cellkit.formats.coco import write_coco
 from cellkit.formats.sides import marks_of, skipped_by
 from cellkit.log import LOG
 from cellkit.machine import here
 from cellkit.manifest import FOLDS, check_folder, read_manifest
-from cellkit.outdated import JOINED, OF_FOLDS, outdated_of_folds, state_of_folds, unused_models
+from cellkit.outdated import JOINED, OF_FOLDS, outdated_of_folds, read_joined, state_of_folds, unused_models
 from cellkit.run.folder import Run
 from cellkit.run.foretold_rounds import foretell_folds, took_of_folds
 from cellkit.run.notebooks import notebooks_of
@@ -132,7 +132,10 @@ def _note_joined(place: Path) -> None:
 
 
 def _write_joined(place: Path, models: Collection[str]) -> None:
-    write_json(place / JOINED, {"models": sorted(models), "of": state_of_folds(place)})
+    """Note which models were joined, of what, and the files that hold them."""
+    files = [place / TABLE, *(place / kind / f"{name}.json" for kind in OF_FOLDS for name in sorted(models))]
+    made = {path.relative_to(place).as_posix(): sha256_file(path) for path in files if path.is_file()}
+    write_json(place / JOINED, {"models": sorted(models), "of": state_of_folds(place), "files": made})
 
 
 def drop_outdated(place: Path) -> None:
@@ -143,20 +146,31 @@ def drop_outdated(place: Path) -> None:
     place : Path
         See `folds_folder`.
     """
-    outdated: dict[str, str] = {}
-    with suppress(UserError):
+    try:
         outdated = outdated_of_folds(place)
-    ours = [
-        *(place / kind / f"{name}.json" for kind in OF_FOLDS for name in outdated),
-        *([place / TABLE] if outdated else []),
-    ]
-    gone = [path for path in ours if path.is_file()]
-    for path in gone:
-        path.unlink()
+        joined = read_joined(place) if outdated else {}
+    except UserError as error:
+        LOG.warning(f"whether {place} holds results of earlier models is not known: {error.problem}")
+        return
+    if not outdated:
+        return
+    names = [*(f"{kind}/{name}.json" for kind in OF_FOLDS for name in outdated), TABLE]
+    gone = [name for name in names if _is_as_joined(place / name, joined["files"].get(name))]
+    for name in gone:
+        (place / name).unlink()
+    left = [name for name in joined["models"] if name not in outdated]
+    rest = {name: sha for name, sha in joined["files"].items() if name not in names}
+    write_json(place / JOINED, joined | {"models": left, "files": rest})
     if gone:
-        names = ", ".join(path.relative_to(place).as_posix() for path in gone)
         why = next(iter(outdated.values()))
-        LOG.warning(f"{place}: {names} removed, as {why}; cellkit run --folds with all notebooks makes them anew")
+        LOG.warning(
+            f"{place}: {', '.join(gone)} removed, as {why}; cellkit run --folds with all notebooks makes them anew"
+        )
+
+
+def _is_as_joined(path: Path, sha256: str | None) -> bool:
+    """Tell whether a file is what was joined, and nobody has written another one in its place."""
+    return sha256 is not None and path.is_file() and sha256_file(path) == sha256
 
 
 def _with(overrides: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +220,10 @@ def _models_before(place: Path) -> set[str]:
     import pandas as pd
 
     table = place / TABLE
-    return set(pd.read_csv(table, dtype=str, keep_default_na=False)["model"]) if table.is_file() else set()
+    try:
+        return set(pd.read_csv(table, dtype=str, keep_default_na=False)["model"]) if table.is_file() else set()
+    except (ValueError, KeyError):  # damaged: it is written anew
+        return set()
 
 
 def _remove_others(folder: Path, models: Collection[str], before: Collection[str]) -> None:

@@ -44,8 +44,11 @@ def describe_forecast(settings: Config, images: CellDataset) -> str:
     used = images.subset([bool(record.split) for record in images.records])
     instances = [own if by == "truth" else None for own, by in zip(used.instances, used.made_by, strict=True)]
     timed = "before" if RUNNER_VARIABLE in os.environ else True
-    plan = Plan.of(settings, names, used.records, instances, timed)
-    found = plan.forecast()
+    try:
+        plan = Plan.of(settings, names, used.records, instances, timed)
+        found = plan.forecast()
+    except (UserError, ImportError) as error:  # weights or a package that are not here yet: no fault of this notebook
+        return f"cannot be told: {getattr(error, 'problem', error)}"
     if not found:
         return "nothing can be told without images"
     lines = [
@@ -54,7 +57,7 @@ def describe_forecast(settings: Config, images: CellDataset) -> str:
     ]
     if timed == "before" and not plan.speeds:
         lines = [line.replace(NOT_TIMED, "not timed here; ") for line in lines]
-        lines.append("`cellkit doctor CONFIG` times it")
+        lines.append("`cellkit doctor CONFIG` times what is long enough")
     counted = uncounted_in_words(books, uncounted(settings, names))
     return "\n".join([*lines, *([counted] if counted else [])])
 

@@ -224,13 +224,13 @@ def competition_ids(items: Sequence[SourceImage], done: Sequence) -> set[str]:
 def asked_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
     """Return the ids of the competition's ``*sample_submission*.csv`` in a folder, in its order; [] where there is none.
 
-    Of several files the one that names most of the images. One that names none of them is not followed, with a warning; nor,
-    beside one that is read, one that has no ids.
+    Of several files the one that names most of the images. One that names none of them is not followed, with a warning; nor one
+    that is packed, or has no ids.
 
     Raises
     ------
     UserError
-        No such file there has ids, or it asks for an image that no submission can name: said now, before anything is trained.
+        It asks for an image that no submission can name: said now, before anything is trained.
     """
     from cellkit.formats.submission_check import id_fault
 
@@ -244,10 +244,8 @@ def asked_ids(root: Path, items: Sequence[SourceImage]) -> list[str]:
             continue
         if path is None or len(own & set(ids)) > len(own & set(best)):
             best, path = ids, found
-    if unread and path is None:
-        raise UserError(unread[0].problem, "mend the table, or take it out of the folder: it says what is handed in")
     for error in unread:
-        LOG.warning(f"{error.problem}: it is not followed")
+        LOG.warning(f"{error.problem}: it is not followed; {error.remedy}, as it says what is handed in")
     if path is not None and not own & set(best):
         LOG.warning(f"{path.name} names {len(best)} images, none of which is here: it is not followed")
         return []

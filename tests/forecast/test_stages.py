@@ -264,10 +264,14 @@ def test_a_person_is_told_what_follows_and_the_runner_what_was_timed_before(conf
     assert said[0].startswith("all that follows: about ") and "01_convert" not in "".join(said) and timed
     assert [line[:3] for line in said[1:]] == ["02_", "03_", "04_", "05_", "06_"]
     assert describe_forecast(cfg, data.subset([])) == "nothing can be told without images"
+    away = config("convert: {source: folder}\nfinetune: {steps: 100, base: cyto3}")
+    assert describe_forecast(away, data).startswith("cannot be told: "), (
+        "notebook 01 goes on where weights are not here yet"
+    )
     timed.clear()
     monkeypatch.setenv(RUNNER_VARIABLE, "null")
     said = describe_forecast(cfg, data)
-    assert "not timed here" in said and said.endswith("`cellkit doctor CONFIG` times it")
+    assert "not timed here" in said and said.endswith("`cellkit doctor CONFIG` times what is long enough")
     assert not timed, "cellkit run --until 01 waits for no timing"
 
 

@@ -37,16 +37,18 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("text", UNREAD)
-def test_a_sample_without_ids_is_refused_unless_another_is_read(text, tmp_path, caplog):
+def test_a_sample_without_ids_is_not_followed_and_that_is_said(text, tmp_path, caplog):
     (tmp_path / "sample_submission.csv").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=UNREAD[text]):
-        asked_ids(tmp_path, [SimpleNamespace(own_id="a")])
+        sample_ids(tmp_path / "sample_submission.csv")
+    assert asked_ids(tmp_path, [SimpleNamespace(own_id="a")]) == []
+    assert UNREAD[text] in caplog.text and "it is not followed" in caplog.text
     (tmp_path / "stage2_sample_submission.csv").write_text(WRITTEN["tabs, other case"])
     assert asked_ids(tmp_path, [SimpleNamespace(own_id="a")]) == ["b", "a"]
     assert UNREAD[text] in caplog.text and "it is not followed" in caplog.text
 
 
-def test_a_sample_is_known_by_any_spelling_of_its_name(tmp_path):
+def test_a_sample_is_known_by_any_spelling_of_its_name(tmp_path, caplog):
     names = ["Sample_Submission.CSV", "sampleSubmission.csv", "sample_submission.tsv", "stage1_sample_submission.csv"]
     for name in (*names, "submission.csv", "train.csv", "sample_submission.md"):
         (tmp_path / name).write_text("id,predicted\na,\n")
@@ -54,5 +56,11 @@ def test_a_sample_is_known_by_any_spelling_of_its_name(tmp_path):
     for name in names:
         (tmp_path / name).unlink()
     (tmp_path / "sample_submission.csv.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match="sample_submission.csv.zip is packed"):
-        asked_ids(tmp_path, [])
+    assert asked_ids(tmp_path, []) == [] and "sample_submission.csv.zip is packed" in caplog.text and "unpack it" in caplog.text
+
+
+def test_a_column_of_another_name_is_never_read_as_ids(tmp_path):
+    for text in ("\nImageId,EncodedPixels\na,1 1\n", "Image\na,1 1\n"):
+        (tmp_path / "sample_submission.csv").write_text(text)
+        with pytest.raises(UserError, match="has no column"):
+            sample_ids(tmp_path / "sample_submission.csv")

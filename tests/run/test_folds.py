@@ -86,13 +86,19 @@ def earlier_models_are_not_handed_in_unsaid(place: Path, capsys) -> None:
     main(["submit", str(place / "test/threshold.json"), *submit])
     told = capsys.readouterr().err
     assert "test/threshold.json is not of the present state of the folds: fold 1 has other predictions" in told
-    (place / "folds.csv").write_text("model\nthreshold\n")
+    (place / "out_of_fold/threshold.json").write_text("written by a person")
     assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks", until="01") == 0
     told = capsys.readouterr().err
-    assert "out_of_fold/threshold.json, test/threshold.json, folds.csv removed, as fold 1 has other predictions" in told
-    assert not list(place.glob("*/threshold.json")) and not (place / "folds.csv").exists() and own.is_file()
+    assert f"{place}: test/threshold.json, folds.csv removed, as fold 1 has other predictions" in told
+    assert not (place / "test/threshold.json").exists() and not (place / "folds.csv").exists() and own.is_file()
+    assert (place / "out_of_fold/threshold.json").is_file(), "what nobody joined stays"
+    shutil.copy(own, place / "test/threshold.json")
     assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks", until="01") == 0
-    assert "removed" not in capsys.readouterr().err
+    assert "removed" not in capsys.readouterr().err and (place / "test/threshold.json").is_file()
+    for damage in ("{", '{"models": 3}'):
+        (place / "folds.json").write_text(damage)
+        assert run_folds("configs/demo.yaml", 2, "runs/f", notebooks="notebooks", until="01") == 0
+        assert "is not known" in capsys.readouterr().err
     write_json(place / "1/manifest.json", manifest)
     own.unlink()
 
@@ -141,6 +147,7 @@ def test_folds_that_were_killed_go_on_and_no_image_is_judged_by_what_saw_it(draw
     assert "the folds are not scored: 01_convert is the last notebook" in capsys.readouterr().err
     assert not (place / "folds.csv").exists() and (place / "test/threshold.json").is_file(), "its models are the same"
 
+    collect_folds(place, 2, load_config("configs/demo.yaml"))
     earlier_models_are_not_handed_in_unsaid(place, capsys)
     collect_folds(place, 2, load_config("configs/demo.yaml"))
 

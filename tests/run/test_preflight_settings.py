@@ -129,7 +129,7 @@ def test_proposals_beside_labels_and_a_foreign_sample_are_warned_of(here):
     Path("s/sample_submission.csv").write_text("ID;Predicted\nelsewhere;\n")
     assert "names 1 images, none of which is here: it is not followed" in warned()
     Path("s/sample_submission.csv").write_text("Image;Predicted\nHEK0;\n")
-    assert "has no column 'ImageId' or 'id', or no row; its first line says: Image, Predicted" in refused()
+    assert "has no column 'ImageId' or 'id', or no row; its first line says: Image, Predicted" in warned()
 
 
 def test_memory_disk_and_run_folder(here, monkeypatch):
