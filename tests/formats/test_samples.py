@@ -56,7 +56,11 @@ def test_a_sample_is_known_by_any_spelling_of_its_name(tmp_path, caplog):
     for name in names:
         (tmp_path / name).unlink()
     (tmp_path / "sample_submission.csv.zip").write_bytes(b"PK")
-    assert asked_ids(tmp_path, []) == [] and "sample_submission.csv.zip is packed" in caplog.text and "unpack it" in caplog.text
+    assert (
+        asked_ids(tmp_path, []) == []
+        and "sample_submission.csv.zip is packed" in caplog.text
+        and "unpack it" in caplog.text
+    )
 
 
 def test_a_column_of_another_name_is_never_read_as_ids(tmp_path):
