@@ -51,6 +51,9 @@ def test_a_table_pairs_by_seed():
             ("1", "weights averaged", "base", "0.6 0.6"),
         ]
     ]  # fmt: skip
-    assert ablate_detector.paired(rows, "base", "no score of masks") == pytest.approx([-0.05, -0.05])
+    each = ablate_detector.paired(rows, "base", "no score of masks")
+    assert np.concatenate(each).tolist() == pytest.approx([-0.1, 0.0, -0.1, 0.0]), "by seed, then by image"
     lines = list(ablate_detector.table(rows))
-    assert lines[3].endswith("| -0.0500 | -0.0500 to -0.0500 |") and "+0.1000" in lines[4] and len(lines) == 5
+    over_images = "-0.6853 to +0.5853"  # Student's t of -0.1 and 0: -0.05 and 12.706 times 0.05
+    assert lines[3].endswith(f"| -0.0500 | -0.0500 to -0.0500 | {over_images}, {over_images} |")
+    assert "+0.1000" in lines[4] and len(lines) == 5
