@@ -48,7 +48,7 @@ def describe_forecast(settings: Config, images: CellDataset) -> str:
         plan = Plan.of(settings, names, used.records, instances, timed)
         found = plan.forecast()
     except (UserError, ImportError) as error:  # weights or a package that are not here yet: no fault of this notebook
-        return f"cannot be told: {getattr(error, 'problem', error)}"
+        return f"cannot be told: {error}"
     if not found:
         return "nothing can be told without images"
     lines = [
